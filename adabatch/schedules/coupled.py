@@ -1,0 +1,41 @@
+"""What changes with the batch size: the quantities of training that are coupled to it (science: Goyal et al. 2017;
+Smith and Le, arXiv 1710.06451; horizons in samples).
+
+momentum horizon in samples      B / (1 - m)
+weight decay per sample, SGD     lr * lambda / (B (1 - m));   decoupled (AdamW)     lr * lambda / B
+"""
+
+from adabatch.schedules.core import Setting
+
+
+def coupled(setting: Setting, *, samples: int, momentum: float, weight_decay: float, decoupled: bool,
+            ema: float | None, horizon: float | None, micro_batch: int, world: int) -> dict:  # fmt: skip
+    """Every coupled quantity under one setting. ema: half-life in samples; horizon: of running statistics, in samples
+    (None where there are none)."""
+    batch = setting.divisor
+    rows = -(-batch // world)
+    per_sample = setting.lr * weight_decay / batch / (1.0 if decoupled else 1 - momentum)
+    return {
+        "batch_size": batch,
+        "lr": setting.lr,
+        "steps_per_epoch": samples / batch,
+        "momentum_horizon_samples": batch / (1 - momentum) if momentum else None,
+        "weight_decay_per_sample": per_sample if weight_decay else None,
+        "ema_half_life_samples": ema,
+        "running_statistics_horizon_samples": horizon,
+        "micro_batch": min(micro_batch, rows),
+        "accumulation": -(-rows // micro_batch),
+        "world_size": world,
+    }
+
+
+def differences(before: dict, after: dict) -> dict:
+    """{name: [before, after]}, all quantities, changed or held: what was held is also worth knowing."""
+    return {name: [before[name], after[name]] for name in after if after[name] is not None}
+
+
+def rule(before: Setting, after: Setting, exponent: float) -> str:
+    """The arithmetic of the learning rate at a change, in words."""
+    grown, moved = after.divisor / before.divisor, after.lr / before.lr
+    name = {0.0: "no scaling", 1.0: "linear scaling", 0.5: "square-root scaling"}.get(exponent, f"scaling power {exponent:g}")
+    return f"batch x{grown:.6g}, lr x{moved:.6g} ({name} x{grown**exponent:.6g}, the rest x{moved / grown**exponent:.6g})"

@@ -1,0 +1,118 @@
+"""Ghost batch norm against torch's batch norm group by group, and dropout addressed by position."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from adabatch import layers
+from adabatch.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "count, ghost, expected",
+    [
+        (128, 32, [32, 32, 32, 32]),
+        (100, 32, [32, 32, 36]),  # remainder 4 < 16 joins
+        (112, 32, [32, 32, 32, 16]),  # remainder 16 is half a group: its own
+        (20, 32, [20]),
+        (1, 32, [1]),
+        (33, 32, [33]),
+        (5, 2, [2, 2, 1]),
+    ],
+)
+def test_groups_of_a_batch(count, ghost, expected):
+    assert layers.group_sizes(count, ghost) == expected
+
+
+def reference(x, weight, bias, sizes, running_mean, running_var):
+    """One torch batch norm per group, one exponential update per group in order."""
+    out = []
+    for part in x.split(sizes):
+        if len(part) == 1:
+            out.append(F.batch_norm(part, running_mean, running_var, weight, bias, False, 0.0, 1e-5))
+            continue
+        momentum = 1 - 0.9 ** (len(part) / 128)
+        out.append(F.batch_norm(part, running_mean, running_var, weight, bias, True, momentum, 1e-5))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("shape", [(100, 3, 4, 4), (20, 3, 4, 4), (65, 7), (1, 3, 4, 4)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_ghost_norm_is_batch_norm_of_each_group(shape, channels_last):
+    torch.manual_seed(0)
+    layer = layers.norm("ghost", shape[1], 8).double()
+    layer.weight.data.uniform_(0.5, 1.5)
+    layer.bias.data.normal_()
+    x = (torch.randn(shape, dtype=torch.float64) * 2 + 1).requires_grad_()
+    given = x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
+    mean, var = torch.zeros(shape[1]).double(), torch.ones(shape[1]).double()
+    grad = torch.randn(shape, dtype=torch.float64)
+    weight, bias = layer.weight.detach().clone().requires_grad_(), layer.bias.detach().clone().requires_grad_()
+    expected = reference(x, weight, bias, layers.group_sizes(shape[0], 8), mean, var)
+    expected_grads = torch.autograd.grad(expected, [x, weight, bias], grad)
+    out = layer(given)
+    grads = torch.autograd.grad(out, [x, layer.weight, layer.bias], grad)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(grads, expected_grads):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.running_var, var, rtol=1e-12, atol=1e-12)
+
+
+def test_default_horizon_is_torchs_momentum_at_128():
+    weights, kept = layers.group_weights([128])
+    assert weights == pytest.approx([0.1]) and kept == pytest.approx(0.9)
+
+
+def test_weights_of_groups_and_old_value_sum_to_one():
+    weights, kept = layers.group_weights([32, 32, 1])
+    assert weights[-1] == 0
+    assert sum(weights) + kept == pytest.approx(1, rel=1e-14)
+
+
+def test_evaluation_uses_running_statistics():
+    layer = layers.norm("ghost", 2, 4).eval()
+    x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    torch.testing.assert_close(layer(x), x / (1 + 1e-5) ** 0.5)
+
+
+def test_dropout_mask_follows_the_position_not_the_cut():
+    layer, micro = layers.Dropout(0.3), layers.MicroBatch(seed=5)
+    layers.bind(torch.nn.Sequential(torch.nn.Identity(), layer), micro)
+    x = torch.ones(64, 3, 5, 5)
+    micro.positions = torch.arange(1000, 1064)
+    whole = layer(x)
+    parts = []
+    for start in (0, 10, 30):
+        stop = {0: 10, 10: 30, 30: 64}[start]
+        micro.positions = torch.arange(1000 + start, 1000 + stop)
+        parts.append(layer(x[start:stop]))
+    assert torch.equal(whole, torch.cat(parts))
+    assert whole.mean().item() == pytest.approx(1, abs=0.05)
+    assert (whole == 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    micro.positions = torch.arange(2000, 2064)
+    assert not torch.equal(whole, layer(x))
+
+
+def test_two_dropout_layers_have_different_masks():
+    net, micro = torch.nn.Sequential(layers.Dropout(), layers.Dropout()), layers.MicroBatch(seed=1)
+    layers.bind(net, micro)
+    micro.positions = torch.arange(8)
+    x = torch.ones(8, 100)
+    assert not torch.equal(net[0](x), net[1](x))
+
+
+def test_layers_that_depend_on_the_cut_are_named():
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(2), layers.norm("ghost", 2), torch.nn.Dropout(0.1), layers.Dropout(0.1),
+                              layers.norm("batch", 2), torch.nn.Dropout(0.0))  # fmt: skip
+    assert layers.split_dependent(net) == ["0 (BatchNorm2d)", "2 (Dropout)", "4 (PlainBatchNorm)"]
+
+
+def test_wrong_norm_gets_a_suggestion():
+    with pytest.raises(UserError, match="Did you mean 'ghost'"):
+        layers.norm("gost", 4)
+
+
+def test_one_ghost_size_per_network():
+    with pytest.raises(UserError, match=r"\[8, 16\]"):
+        layers.ghost_size(torch.nn.Sequential(layers.norm("ghost", 2, 8), layers.norm("ghost", 2, 16)))
