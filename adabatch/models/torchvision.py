@@ -1,0 +1,35 @@
+"""Any classifier of torchvision.models by its name, untrained, with torchvision's own norms and dropout."""
+
+from torch import nn
+
+from adabatch.errors import UserError, suggest
+
+SMALLEST = 32  # pixels: many networks run on fewer, none was made for them
+# Auxiliary heads would make the output a tuple while training; torchvision warns unless told to initialise.
+WITH_AUXILIARY = {"googlenet", "inception_v3"}
+
+
+class Torchvision(nn.Module):
+    """x: [n, 3, size, size] -> logits [n, num_classes]. Nothing is downloaded: weights are drawn.
+
+    size: the side that the architecture is fixed to, else the smallest that torchvision states, at least 32.
+    """
+
+    needs_channels = 3
+
+    def __init__(self, num_classes: int, *, name: str = "resnet18"):
+        super().__init__()
+        from torchvision import models  # slow to import: only for those who ask for it
+
+        known = models.list_models(module=models)
+        if name not in known:
+            remedy = suggest(name, known) or f" Some of them: {', '.join(known[:: len(known) // 8])}."
+            raise UserError(f"model.name is a classifier of torchvision.models; got {name!r}.{remedy}")
+        extra = {"aux_logits": False, "init_weights": True} if name in WITH_AUXILIARY else {}
+        self.network = models.get_model(name, weights=None, num_classes=num_classes, **extra)
+        stated = models.get_model_weights(name).DEFAULT.meta.get("min_size", (SMALLEST,))
+        # A vision transformer keeps its side in image_size; its published weights may be for another one.
+        self.size = getattr(self.network, "image_size", max(SMALLEST, *stated))
+
+    def forward(self, x):
+        return self.network(x)
