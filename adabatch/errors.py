@@ -4,11 +4,13 @@ import difflib
 
 
 class UserError(ValueError):
-    """The user's mistake: printed as one message (rule, value received, remedy) without a traceback; exit code 2."""
+    """The user's mistake: printed as one message (rule, value received, remedy) without a traceback; exit
+    code 2."""
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient stopped being finite; the message names the position and the setting. Exit code 1."""
+    """The loss or the gradient stopped being finite; the message names the position and the setting. Exit
+    code 1."""
 
 
 class Interrupted(RuntimeError):
@@ -16,6 +18,6 @@ class Interrupted(RuntimeError):
 
 
 def suggest(word: str, known) -> str:
-    """" Did you mean 'vgg'?" for the known word nearest to `word`, or an empty string where none is near."""
+    """ " Did you mean 'vgg'?" for the known word nearest to `word`, or an empty string where none is near."""
     near = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""

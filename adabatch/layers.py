@@ -1,16 +1,18 @@
 """Norms and dropout whose result does not depend on how a batch is cut into ranks and micro-batches.
 
-Ghost batch norm (Hoffer et al. 2017, arXiv 1705.08741): statistics over groups of `ghost` consecutive samples of the
-*global* batch. A remainder of less than half a group joins the last group, otherwise it is a group of its own.
-Running statistics have a horizon in samples and are exact in position order, in one sum over groups i with means mu_i:
+Ghost batch norm (Hoffer et al. 2017, arXiv 1705.08741): statistics over groups of `ghost` consecutive samples
+of the *global* batch. A remainder of less than half a group joins the last group, otherwise it is a group of
+its own. Running statistics have a horizon in samples and are exact in position order, in one sum over groups
+i with means mu_i:
 
     r <- exp(-B/h) r + sum_i m_i exp(-(samples after group i)/h) mu_i,      m_i = 1 - exp(-n_i/h)
 
-which equals one exponential update per group in order (m_i is torch's momentum, 0.1 at 128 samples for the default
-h = 128 / -ln 0.9). A sum over groups may be split over micro-batches and ranks; a chain of updates may not.
+which equals one exponential update per group in order (m_i is torch's momentum, 0.1 at 128 samples for the
+default h = 128 / -ln 0.9). A sum over groups may be split over micro-batches and ranks; a chain of updates
+may not.
 
-Layers learn which samples they hold from one `MicroBatch` that the step fills in; a layer used without one (in
-somebody's own loop) takes each input for a whole batch.
+Layers learn which samples they hold from one `MicroBatch` that the step fills in; a layer used without one
+(in somebody's own loop) takes each input for a whole batch.
 """
 
 import math
@@ -27,7 +29,8 @@ NORMS = ("ghost", "batch", "group", "layer", "none")
 
 
 def group_sizes(count: int, ghost: int) -> list[int]:
-    """Ghost groups of a batch of `count` samples, e.g. (100, 32) -> [32, 32, 36] and (112, 32) -> [32, 32, 32, 16]."""
+    """Ghost groups of a batch of `count` samples, e.g. (100, 32) -> [32, 32, 36] and (112, 32) -> [32, 32,
+    32, 16]."""
     whole, rest = divmod(count, ghost)
     if whole == 0:
         return [count]
@@ -55,8 +58,8 @@ def group_weights(sizes: list[int], horizon: float = HORIZON) -> tuple[list[floa
 class MicroBatch:
     """The samples in the forward pass in progress; shared by all layers of a network, filled in by the step.
 
-    positions: int64 [n] on the device. groups: sizes of the ghost groups it holds, in order. weights: [groups].
-    record: whether statistics are collected (not while measuring or probing).
+    positions: int64 [n] on the device. groups: sizes of the ghost groups it holds, in order. weights:
+    [groups]. record: whether statistics are collected (not while measuring or probing).
     """
 
     def __init__(self, seed: int):
@@ -67,12 +70,15 @@ class _GhostNorm(torch.autograd.Function):
     """Batch norm of each group by torch's own kernel, written straight into one output (no copy of groups).
 
     x: [n, c, ...] -> out like x, means [groups, c], unbiased variances [groups, c].
-    A loop over groups is the fast way: a group is contiguous in either memory format, a reshape to groups is not.
+    A loop over groups is the fast way: a group is contiguous in either memory format, a reshape to groups is
+    not.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, sizes, eps):
-        stats = weight.new_zeros(4, len(sizes), len(weight))  # mean, unbiased variance, and what backward wants
+        stats = weight.new_zeros(
+            4, len(sizes), len(weight)
+        )  # mean, unbiased variance, and what backward wants
         mean, var, save_mean, save_invstd = stats
         out, start = torch.empty_like(x), 0
         for i, size in enumerate(sizes):
@@ -112,7 +118,10 @@ class GhostBatchNorm(nn.Module):
     def __init__(self, channels: int, ghost: int = 32, eps: float = 1e-5):
         super().__init__()
         if ghost < 2:
-            raise UserError(f"a ghost group needs at least 2 samples for a variance, got model.ghost={ghost}: take 16 to 128")
+            raise UserError(
+                f"a ghost group needs at least 2 samples for a variance, got model.ghost={ghost}: take 16 "
+                "to 128"
+            )
         self.ghost, self.eps, self.micro = ghost, eps, None
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -146,8 +155,8 @@ class GhostBatchNorm(nn.Module):
     def _normalise(self, x, sizes):
         if sizes[-1] > 1:
             return _GhostNorm.apply(x, self.weight, self.bias, sizes, self.eps)
-        # The last group is one sample (only the last one can be): it has weight 0 in the statistics, which are
-        # copied because backward wants them as they were.
+        # The last group is one sample (only the last one can be): it has weight 0 in the statistics, which
+        # are copied because backward wants them as they were.
         last = self._by_running_statistics(x[-1:], self.running_mean.clone(), self.running_var.clone())
         nothing = last.new_zeros(1, len(self.weight), dtype=self.weight.dtype)
         if len(sizes) == 1:
@@ -160,7 +169,8 @@ class GhostBatchNorm(nn.Module):
 
 
 class PlainBatchNorm(nn.BatchNorm1d):
-    """torch's batch norm for [n, c] and [n, c, h, w]: statistics of whatever the forward pass holds, so the cut matters."""
+    """torch's batch norm for [n, c] and [n, c, h, w]: statistics of whatever the forward pass holds, so the
+    cut matters."""
 
     def _check_input_dim(self, x):
         if x.dim() < 2:
@@ -168,7 +178,8 @@ class PlainBatchNorm(nn.BatchNorm1d):
 
 
 def norm(kind: str, channels: int, ghost: int = 32, eps: float = 1e-5) -> nn.Module:
-    """The norm named by `model.norm`; group norm takes the largest number of groups <= 32 that divides the channels."""
+    """The norm named by `model.norm`; group norm takes the largest number of groups <= 32 that divides the
+    channels."""
     if kind == "ghost":
         return GhostBatchNorm(channels, ghost, eps)
     if kind == "batch":
@@ -183,7 +194,8 @@ def norm(kind: str, channels: int, ghost: int = 32, eps: float = 1e-5) -> nn.Mod
 
 
 class Dropout(nn.Module):
-    """Dropout by a counter: the mask of an element is a hash of (seed, layer, position, element). x: [n, ...]."""
+    """Dropout by a counter: the mask of an element is a hash of (seed, layer, position, element). x: [n,
+    ...]."""
 
     def __init__(self, p: float = 0.5):
         super().__init__()
@@ -202,7 +214,9 @@ class Dropout(nn.Module):
         per_sample = x[0].numel()
         elements = torch.arange(per_sample, device=x.device)
         counters = self.micro.positions[:, None] * per_sample + elements
-        kept = draws.bits(draws.key(self.micro.seed, draws.DROPOUT, self.index), counters) >= int(self.p * 2**32)
+        kept = draws.bits(draws.key(self.micro.seed, draws.DROPOUT, self.index), counters) >= int(
+            self.p * 2**32
+        )
         return x * kept.view(x.shape) / (1 - self.p)
 
 
@@ -222,7 +236,9 @@ def ghost_size(model: nn.Module) -> int:
     """The one ghost size of a network; 1 where it has no ghost norm (any cut is exact)."""
     sizes = sorted({layer.ghost for layer in ghost_layers(model)})
     if len(sizes) > 1:
-        raise UserError(f"a network has one ghost size, so that a batch can be cut at its borders; found {sizes}")
+        raise UserError(
+            f"a network has one ghost size, so that a batch can be cut at its borders; found {sizes}"
+        )
     return sizes[0] if sizes else 1
 
 
@@ -233,6 +249,10 @@ def split_dependent(model: nn.Module) -> list[str]:
     names = []
     for name, m in model.named_modules():
         stateful = isinstance(m, batch) and not isinstance(m, nn.modules.instancenorm._InstanceNorm)
-        if stateful or (isinstance(m, torch_dropout) and m.p > 0) or (isinstance(m, nn.RNNBase) and m.dropout > 0):
+        if (
+            stateful
+            or (isinstance(m, torch_dropout) and m.p > 0)
+            or (isinstance(m, nn.RNNBase) and m.dropout > 0)
+        ):
             names.append(f"{name} ({type(m).__name__})")
     return names

@@ -47,7 +47,10 @@ def test_ghost_norm_is_batch_norm_of_each_group(shape, channels_last):
     given = x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
     mean, var = torch.zeros(shape[1]).double(), torch.ones(shape[1]).double()
     grad = torch.randn(shape, dtype=torch.float64)
-    weight, bias = layer.weight.detach().clone().requires_grad_(), layer.bias.detach().clone().requires_grad_()
+    weight, bias = (
+        layer.weight.detach().clone().requires_grad_(),
+        layer.bias.detach().clone().requires_grad_(),
+    )
     expected = reference(x, weight, bias, layers.group_sizes(shape[0], 8), mean, var)
     expected_grads = torch.autograd.grad(expected, [x, weight, bias], grad)
     out = layer(given)
@@ -103,8 +106,14 @@ def test_two_dropout_layers_have_different_masks():
 
 
 def test_layers_that_depend_on_the_cut_are_named():
-    net = torch.nn.Sequential(torch.nn.BatchNorm2d(2), layers.norm("ghost", 2), torch.nn.Dropout(0.1), layers.Dropout(0.1),
-                              layers.norm("batch", 2), torch.nn.Dropout(0.0))  # fmt: skip
+    net = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(2),
+        layers.norm("ghost", 2),
+        torch.nn.Dropout(0.1),
+        layers.Dropout(0.1),
+        layers.norm("batch", 2),
+        torch.nn.Dropout(0.0),
+    )
     assert layers.split_dependent(net) == ["0 (BatchNorm2d)", "2 (Dropout)", "4 (PlainBatchNorm)"]
 
 

@@ -1,13 +1,13 @@
 """Schedules: the batch size and learning rate at every position of a run (position = samples seen).
 
     planned(t) = base_batch * growth(t), rounded down to a multiple of `multiple`
-    batch(t)   = min(planned, cap)                       cap = min(max_batch, samples) rounded down to `multiple`
-    lr(t)      = base_lr * decay(t) * scaling(planned / lr_batch) * (batch / planned)^p * warmup(t)
+    batch(t)   = min(planned, cap)                       cap = min(max_batch, samples) rounded down to
+    `multiple` lr(t)      = base_lr * decay(t) * scaling(planned / lr_batch) * (batch / planned)^p * warmup(t)
 
-p is the noise exponent of the optimizer (1 for SGD, 1/2 for Adam-type): growth that the cap forbids becomes decay of the
-learning rate with equal gradient noise. AdaBatch (Devarakonda, Naumov, Garland, arXiv 1712.02029) is growth 2 and
-decay 0.375 at the same positions with linear scaling: the learning rate falls by 0.75 while lr/batch falls by 0.375,
-exactly as in the fixed-batch baseline.
+p is the noise exponent of the optimizer (1 for SGD, 1/2 for Adam-type): growth that the cap forbids becomes
+decay of the learning rate with equal gradient noise. AdaBatch (Devarakonda, Naumov, Garland, arXiv
+1712.02029) is growth 2 and decay 0.375 at the same positions with linear scaling: the learning rate falls by
+0.75 while lr/batch falls by 0.375, exactly as in the fixed-batch baseline.
 
 Everything here is plain Python: a plan needs no torch.
 """
@@ -23,8 +23,8 @@ from adabatch.errors import UserError, suggest
 
 @dataclass(frozen=True)
 class Setting:
-    """How one batch is trained. `divisor` is the size that its gradient is divided by: `batch_size`, but for the last
-    batch of a run, which is cut to end at the budget and keeps the divisor it would have had."""
+    """How one batch is trained. `divisor` is the size that its gradient is divided by: `batch_size`, but for
+    the last batch of a run, which is cut to end at the budget and keeps the divisor it would have had."""
 
     batch_size: int
     lr: float
@@ -34,7 +34,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Observation:
-    """What one finished step tells the schedule. position: the batch's first sample. loss: mean over the batch."""
+    """What one finished step tells the schedule. position: the batch's first sample. loss: mean over the
+    batch."""
 
     position: int
     setting: Setting
@@ -82,16 +83,23 @@ class Constant(Factor):
 class Steps(Factor):
     """Multiplied by `factor` at every milestone (inclusive).
 
-    every: epochs between milestones; every_samples: the same in samples; milestones: a list of epochs. At most one of the
-    three; none means a fifth of the run.
+    every: epochs between milestones; every_samples: the same in samples; milestones: a list of epochs. At
+    most one of the three; none means a fifth of the run.
     """
 
-    def __init__(self, factor: float, every: float | None = None, every_samples: int | None = None,
-                 milestones: list[float] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        factor: float,
+        every: float | None = None,
+        every_samples: int | None = None,
+        milestones: list[float] | None = None,
+    ):
         given = {"every": every, "every_samples": every_samples, "milestones": milestones}
         self.given = {name: value for name, value in given.items() if value is not None}
         if len(self.given) > 1:
-            raise UserError(f"a step factor takes one of every, every_samples, milestones; got {' and '.join(self.given)}")
+            raise UserError(
+                f"a step factor takes one of every, every_samples, milestones; got {' and '.join(self.given)}"
+            )
         if not factor > 0:
             raise UserError(f"a step factor is positive, got factor={factor}")
         for name, value in self.given.items():
@@ -104,9 +112,14 @@ class Steps(Factor):
         if "milestones" in self.given:
             at = sorted(round(epoch * samples) for epoch in self.given["milestones"])
         else:
-            distance = self.given.get("every_samples") or self.given.get("every", max(budget / 5, 1) / samples) * samples
+            distance = (
+                self.given.get("every_samples")
+                or self.given.get("every", max(budget / 5, 1) / samples) * samples
+            )
             if distance < 1:
-                raise UserError(f"steps are at least one sample apart, got {self.given}, which is {distance:g} samples")
+                raise UserError(
+                    f"steps are at least one sample apart, got {self.given}, which is {distance:g} samples"
+                )
             at = [round(k * distance) for k in range(1, math.ceil(budget / distance) + 1)]
         bound.at = [position for position in at if position < budget]
         return bound
@@ -134,7 +147,8 @@ def scaling_exponent(scaling: str | float, noise_exponent: float) -> float:
     named = {"none": 0.0, "linear": 1.0, "sqrt": 0.5, "auto": noise_exponent}
     if scaling not in named:
         raise UserError(
-            f"schedule.scaling is one of {', '.join(SCALINGS)} or a power, got {scaling!r}.{suggest(scaling, SCALINGS)}"
+            f"schedule.scaling is one of {', '.join(SCALINGS)} or a power, got "
+            f"{scaling!r}.{suggest(scaling, SCALINGS)}"
         )
     return named[scaling]
 
@@ -142,23 +156,48 @@ def scaling_exponent(scaling: str | float, noise_exponent: float) -> float:
 class Schedule:
     """Growth x decay x scaling x warm-up. See the module for the formula.
 
-    samples: training samples in an epoch. epochs: of the run. lr_batch: the batch at which base_lr was tuned (None:
-    base_batch). max_batch: None = the dataset. warmup_from: fraction of the scaled learning rate at the start; None =
-    1/s, that is from base_lr to s * base_lr with s = max(1, scaling(planned / lr_batch)) (Goyal et al. 2017).
-    stretch: regime adaptation, everything takes `stretch` times as long (Hoffer et al. 2017, arXiv 1705.08741).
-    compat="nvlabs": the tail of each epoch is dropped and the warm-up moves once per epoch, as in NVlabs/AdaBatch.
+    samples: training samples in an epoch. epochs: of the run. lr_batch: the batch at which base_lr was tuned
+    (None: base_batch). max_batch: None = the dataset. warmup_from: fraction of the scaled learning rate at
+    the start; None = 1/s, that is from base_lr to s * base_lr with s = max(1, scaling(planned / lr_batch))
+    (Goyal et al. 2017). stretch: regime adaptation, everything takes `stretch` times as long (Hoffer et al.
+    2017, arXiv 1705.08741). compat="nvlabs": the tail of each epoch is dropped and the warm-up moves once per
+    epoch, as in NVlabs/AdaBatch.
     """
 
-    def __init__(self, *, samples: int, epochs: float, growth, decay, base_batch: int, base_lr: float,
-                 lr_batch: int | None = None, max_batch: int | None = None, multiple: int = 1,
-                 scaling: str | float = "auto", warmup_epochs: float = 0.0, warmup_from: float | None = None,
-                 stretch: float = 1.0, compat: str | None = None, noise_exponent: float = 1.0):  # fmt: skip
-        for name, value in [("base_batch", base_batch), ("base_lr", base_lr), ("lr_batch", lr_batch), ("epochs", epochs),
-                            ("max_batch", max_batch), ("multiple", multiple), ("stretch", stretch)]:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        samples: int,
+        epochs: float,
+        growth,
+        decay,
+        base_batch: int,
+        base_lr: float,
+        lr_batch: int | None = None,
+        max_batch: int | None = None,
+        multiple: int = 1,
+        scaling: str | float = "auto",
+        warmup_epochs: float = 0.0,
+        warmup_from: float | None = None,
+        stretch: float = 1.0,
+        compat: str | None = None,
+        noise_exponent: float = 1.0,
+    ):
+        for name, value in [
+            ("base_batch", base_batch),
+            ("base_lr", base_lr),
+            ("lr_batch", lr_batch),
+            ("epochs", epochs),
+            ("max_batch", max_batch),
+            ("multiple", multiple),
+            ("stretch", stretch),
+        ]:
             if value is not None and not value > 0:
                 raise UserError(f"{name} is positive, got {value}")
         if compat not in (None, "nvlabs"):
-            raise UserError(f"schedule.compat is null or nvlabs, got {compat!r}.{suggest(compat, ['nvlabs'])}")
+            raise UserError(
+                f"schedule.compat is null or nvlabs, got {compat!r}.{suggest(compat, ['nvlabs'])}"
+            )
         if not 0 <= warmup_epochs < epochs and warmup_epochs:
             raise UserError(f"schedule.warmup_epochs is less than epochs={epochs}, got {warmup_epochs}")
         self.samples, self.epochs, self.stretch, self.compat = samples, epochs, stretch, compat
@@ -168,11 +207,16 @@ class Schedule:
         self.warmup_epochs, self.warmup_from = warmup_epochs, warmup_from
         self.cap = min(max_batch or samples, samples) // multiple * multiple
         if not self.cap:
-            raise UserError(f"schedule.multiple={multiple} is larger than the largest batch {min(max_batch or samples, samples)}")
+            raise UserError(
+                f"schedule.multiple={multiple} is larger than the largest batch "
+                f"{min(max_batch or samples, samples)}"
+            )
         self.budget = round(epochs * samples * stretch)
         if self.budget < 1:
             raise UserError(f"a run sees at least one sample, got epochs={epochs} of {samples} samples")
-        self.growth, self.decay = (factor.bind(samples, round(epochs * samples)) for factor in (growth, decay))
+        self.growth, self.decay = (
+            factor.bind(samples, round(epochs * samples)) for factor in (growth, decay)
+        )
         self.updates = 0
 
     @property
@@ -180,7 +224,8 @@ class Schedule:
         return self.growth.needs | self.decay.needs
 
     def start(self, position: int) -> int:
-        """Where the next batch starts: `position`, but with compat the next epoch if too little of this one is left."""
+        """Where the next batch starts: `position`, but with compat the next epoch if too little of this one
+        is left."""
         if self.compat and self.samples - position % self.samples < self._batch(position)[1]:
             return (position // self.samples + 1) * self.samples
         return position
@@ -231,11 +276,15 @@ class Schedule:
         if not isinstance(self.growth, Constant) and not self.growth.needs:
             if len({self._batch(position)[1] for position in [0, *positions]}) == 1:
                 found.append(
-                    f"the batch size cannot change in this run: it stays {self._batch(0)[1]} over {self.epochs:g} epochs "
+                    f"the batch size cannot change in this run: it stays {self._batch(0)[1]} over "
+                    f"{self.epochs:g} epochs "
                     f"(growth at epochs {[p / self.samples for p in positions]}, cap {self.cap})"
                 )
         if self.base_batch > self.cap:
-            found.append(f"base_batch={self.base_batch} is above the cap {self.cap}: the learning rate is lowered instead")
+            found.append(
+                f"base_batch={self.base_batch} is above the cap {self.cap}: the learning rate is lowered "
+                "instead"
+            )
         return found
 
     def state_dict(self) -> dict:

@@ -1,5 +1,5 @@
-"""What changes with the batch size: the quantities of training that are coupled to it (science: Goyal et al. 2017;
-Smith and Le, arXiv 1710.06451; horizons in samples).
+"""What changes with the batch size: the quantities of training that are coupled to it (science: Goyal et al.
+2017; Smith and Le, arXiv 1710.06451; horizons in samples).
 
 momentum horizon in samples      B / (1 - m)
 weight decay per sample, SGD     lr * lambda / (B (1 - m));   decoupled (AdamW)     lr * lambda / B
@@ -10,8 +10,8 @@ from adabatch.schedules.core import Setting
 
 def coupled(setting: Setting, *, samples: int, momentum: float, weight_decay: float, decoupled: bool,
             ema: float | None, horizon: float | None, micro_batch: int, world: int) -> dict:  # fmt: skip
-    """Every coupled quantity under one setting. ema: half-life in samples; horizon: of running statistics, in samples
-    (None where there are none)."""
+    """Every coupled quantity under one setting. ema: half-life in samples; horizon: of running statistics, in
+    samples (None where there are none)."""
     batch = setting.divisor
     rows = -(-batch // world)
     per_sample = setting.lr * weight_decay / batch / (1.0 if decoupled else 1 - momentum)
@@ -37,5 +37,6 @@ def differences(before: dict, after: dict) -> dict:
 def rule(before: Setting, after: Setting, exponent: float) -> str:
     """The arithmetic of the learning rate at a change, in words."""
     grown, moved = after.divisor / before.divisor, after.lr / before.lr
-    name = {0.0: "no scaling", 1.0: "linear scaling", 0.5: "square-root scaling"}.get(exponent, f"scaling power {exponent:g}")
+    named = {0.0: "no scaling", 1.0: "linear scaling", 0.5: "square-root scaling"}
+    name = named.get(exponent, f"scaling power {exponent:g}")
     return f"batch x{grown:.6g}, lr x{moved:.6g} ({name} x{grown**exponent:.6g}, the rest x{moved / grown**exponent:.6g})"

@@ -1,0 +1,129 @@
+"""The command `adabatch`: Hydra composes, config.py checks, jobs.py and sweep.py run. No torch before all is
+good."""
+
+import contextlib
+import os
+import sys
+import traceback
+
+results: list[int] = []  # exit codes of the jobs that ran in this process
+
+
+class JobFailed(RuntimeError):
+    """A job of a multirun failed in a process that another launcher started; its message was printed
+    there."""
+
+
+def task(tree):
+    """One job: called by Hydra with the composed configuration. Returns the summary (None if it failed)."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from adabatch import config, jobs
+
+    hydra = HydraConfig.get()
+    good = config.checked(tree, hydra)
+    folder = os.path.relpath(hydra.runtime.output_dir)
+    overrides = config.typed_lines(hydra)
+    if hydra.mode != RunMode.MULTIRUN:
+        summary, code = jobs.run_job(good.config, folder, overrides, good.notes)
+        results.append(code)
+        return summary
+    if hydra.launcher._target_.endswith(".BasicLauncher"):
+        from adabatch import sweep
+
+        jobs.terminal()
+        return sweep.run_isolated(good.config, folder, overrides, good.notes)["summary"]
+    summary, code = jobs.run_job(good.config, folder, overrides, good.notes)
+    if code:
+        raise JobFailed(f"job {' '.join(overrides)} ended with code {code}: see {folder}/log.txt")
+    return summary
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    sys.exit(command(sys.argv[1:]))
+
+
+def command(arguments: list[str]) -> int:
+    """Runs the command line and returns its exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors shall reach us, not Hydra's own printing
+    from adabatch import config, targets
+
+    targets.reach_cwd()
+    results.clear()
+    arguments = config.lenient(arguments)
+    try:
+        code = _hydra(arguments)
+    except KeyboardInterrupt:
+        _jobs_so_far()
+        return 130
+    except JobFailed as error:
+        return _say(str(error), 1)
+    except Exception as error:
+        from adabatch import mistakes
+
+        message = mistakes.explain(error, _overrides(arguments), _option(arguments, "--config-dir", "-cd"))
+        if message is not None:
+            return _say(message, 2)
+        traceback.print_exc()
+        return 1
+    return max([code, _jobs_so_far(), *results])
+
+
+def _hydra(arguments: list[str]) -> int:
+    """Hydra's main with our configuration; 0, or the code with which it ended the program itself (--help:
+    0)."""
+    import hydra
+
+    from adabatch import config
+
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        if _option(arguments, "--cfg", "-c"):
+            with config.composer(_option(arguments, "--config-dir", "-cd")):
+                config.checked(config.load(_overrides(arguments)))
+        hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base="1.3")(task)()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            return _say(end.code, 1)
+        return end.code or 0
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _jobs_so_far() -> int:
+    sweep = sys.modules.get("adabatch.sweep")
+    return sweep.show() if sweep is not None and sweep.records else 0
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    """The overrides among the arguments, as Hydra's own parser splits them."""
+    from hydra._internal.utils import get_args_parser
+
+    with contextlib.suppress(SystemExit):
+        return get_args_parser().parse_known_args(arguments)[0].overrides
+    return []
+
+
+def _option(arguments: list[str], *names: str) -> str | None:
+    """The value after --name (or --name=value)."""
+    for index, argument in enumerate(arguments):
+        if argument in names:
+            return arguments[index + 1] if index + 1 < len(arguments) else None
+        if argument.partition("=")[0] in names and "=" in argument:
+            return argument.partition("=")[2]
+    return None
+
+
+def _say(message: str, code: int) -> int:
+    print(f"adabatch: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    from adabatch.__main__ import main as importable  # other launchers pickle `task` by its module's name
+
+    importable()

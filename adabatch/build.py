@@ -1,0 +1,174 @@
+"""The parts of a run from its configuration: the one place where keys become objects."""
+
+import functools
+import inspect
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from adabatch import checkpoint, draws, ema, layers, optim, plan
+from adabatch.data.augment import Augment, Prepare
+from adabatch.data.samples import Samples, TensorSamples, as_samples
+from adabatch.data.split import split_train
+from adabatch.data.stream import Stream
+from adabatch.errors import UserError
+from adabatch.step import Flat, Step
+from adabatch.targets import locate, make
+
+log = logging.getLogger("adabatch")
+
+
+@dataclass
+class Data:
+    """Splits and what they say of themselves. shape: of one stored sample. validation: None without a
+    split."""
+
+    train: Samples
+    validation: Samples | None
+    test: Samples
+    classes: int
+    shape: tuple
+
+    def evaluated(self) -> tuple[str, Samples]:
+        """The split that is evaluated during training."""
+        return ("test", self.test) if self.validation is None else ("validation", self.validation)
+
+
+def data(node: dict) -> Data:
+    """Load and split. Loaders return (train, test)."""
+    loaded = make(node, "dataset")
+    if not isinstance(loaded, (tuple, list)) or len(loaded) != 2:
+        raise UserError(
+            f"a dataset returns (train, test); {node['_target_']} returned {type(loaded).__name__}"
+        )
+    whole, test = (as_samples(split) for split in loaded)
+    if node.get("samples") and len(whole) != node["samples"]:
+        raise UserError(
+            f"{node['_target_']} has {len(whole)} training samples, its configuration says "
+            f"dataset.samples={node['samples']}: "
+            "files are missing or too many, or set dataset.samples to what you expect"
+        )
+    train, validation = split_train(whole, node.get("limit"), node.get("validation") or 0)
+    inputs, labels = whole.read(torch.zeros(1, dtype=torch.int64))
+    classes = node.get("classes")
+    if classes is None and not labels.dtype.is_floating_point and whole.labels is not None:
+        classes = int(whole.labels.max()) + 1
+    if classes is None:
+        classes = labels[0].numel()
+    return Data(train, validation, test, classes, tuple(inputs.shape[1:]))
+
+
+def on_device(samples: Samples | None, device) -> Samples | None:
+    return samples.to(device) if isinstance(samples, TensorSamples) else samples
+
+
+def seen_as(shape: tuple, size: int | None, network) -> tuple:
+    """Shape of one sample as the network sees it. network: the class, or an instance where only that knows
+    its size."""
+    if len(shape) != 3:
+        return shape
+    needed, channels = getattr(network, "size", None), getattr(network, "needs_channels", None) or shape[0]
+    if channels != shape[0] and shape[0] != 1:
+        name = getattr(network, "__name__", type(network).__name__)
+        raise UserError(
+            f"{name} takes {channels} channels, the dataset has {shape[0]}: only grey pictures are repeated"
+        )
+    side = size or (needed if isinstance(needed, int) else 0)
+    return (channels, side, side) if side > min(shape[1:]) else (channels, *shape[1:])
+
+
+def network(node: dict, parts: Data, seed: int, hardware, size: int | None):
+    """The network on its device. size: dataset.size, the side that pictures are enlarged to (None: what the
+    network asks for). Weights are drawn on the CPU from the seed, so every device starts alike."""
+    torch.manual_seed(draws.key(seed, draws.INIT) >> 1)
+    shape = seen_as(parts.shape, size, locate(node["_target_"], "model._target_"))
+    model = make(node, "model", num_classes=parts.classes, channels=shape[0] if shape else 1, shape=shape)
+    if node.get("init_from"):
+        checkpoint.fit(model, checkpoint.weights_of(node["init_from"]), str(node["init_from"]))
+    model = model.to(device=hardware.device, dtype=hardware.dtype)
+    return model.to(memory_format=hardware.memory_format)
+
+
+def preparation(node: dict, parts: Data, model, hardware) -> Prepare:
+    """Stored samples -> network inputs. Pictures smaller than the network was made for are enlarged, and that
+    is said."""
+    stored, seen = parts.shape, seen_as(parts.shape, node.get("size"), model)
+    image, varied = len(stored) == 3, dict(node.get("augment") or {})
+    if seen != stored:
+        why = "dataset.size" if node.get("size") else f"what {type(model).__name__} asks for"
+        log.info(
+            "pictures  %s are shown to the network as %s (%s)",
+            "x".join(map(str, stored)),
+            "x".join(map(str, seen)),
+            why,
+        )
+    return Prepare(
+        hardware.device, hardware.dtype, hardware.memory_format, mean=node.get("mean"), std=node.get("std"),
+        size=seen[1] if image and seen[1:] != stored[1:] else None, channels=seen[0] if image else None,
+        augment=Augment(**varied) if varied and image else None,
+    )  # fmt: skip
+
+
+def losses(config: dict):
+    """(training loss, evaluation loss): the first with label smoothing."""
+    target, smoothing = locate(config["loss"]["_target_"], "loss._target_"), config["label_smoothing"]
+    kwargs = {k: v for k, v in config["loss"].items() if k != "_target_"}
+    plain = target(**kwargs) if inspect.isclass(target) else functools.partial(target, **kwargs)
+    if not smoothing:
+        return plain, plain
+    if inspect.isclass(target) or "label_smoothing" not in inspect.signature(target).parameters:
+        raise UserError(
+            f"label_smoothing={smoothing} needs a loss with that argument; {config['loss']['_target_']} "
+            "has none"
+        )
+    return functools.partial(plain, label_smoothing=smoothing), plain
+
+
+def optimizer(node: dict, model):
+    """(Flat, optimizer). Our SGD is elementwise and gets a vector per group; others get the parameters
+    themselves."""
+    groups = [g for g in optim.decayed(model, node.get("decay_norm_and_bias", True)) if g]
+    if not groups:
+        raise UserError("the network has no trainable parameter")
+    flat = Flat(model, groups)
+    decays = [{}, {"weight_decay": 0.0}] if len(groups) == 2 else [{}]
+    ours = node["_target_"].startswith("adabatch.")
+    members = [[vector] for vector in flat.vectors()] if ours else [[p for _, p in group] for group in groups]
+    params = [{"params": m, **d} for m, d in zip(members, decays)]
+    return flat, make(node, "optimizer", params=params, lr=0.0)
+
+
+@dataclass
+class Parts:
+    """Everything a run consists of."""
+
+    hardware: object
+    data: Data
+    prepare: Prepare
+    schedule: object
+    step: Step
+    average: ema.Average | None
+    loss: object  # of evaluation
+
+
+def build(config: dict, ledger=None) -> Parts:
+    """From the resolved configuration. Errors of data come before the network is built."""
+    hardware = make(config["hardware"], "hardware")
+    hardware.set_up()
+    parts = data(config["dataset"])
+    planned = plan.schedule(config, len(parts.train))
+    model = network(config["model"], parts, config["seed"], hardware, config["dataset"].get("size")).train()
+    prepare = preparation(config["dataset"], parts, model, hardware)
+    parts.train, parts.validation, parts.test = (
+        on_device(split, hardware.device) for split in (parts.train, parts.validation, parts.test)
+    )
+    micro = layers.MicroBatch(config["seed"])
+    layers.bind(model, micro)
+    flat, chosen = optimizer(config["optimizer"], model)
+    loss, plain = losses(config)
+    forward = torch.compile(model, dynamic=False) if hardware.compile else model
+    stream = Stream(parts.train, prepare, config["seed"], hardware.device)
+    step = Step(model, forward, flat, chosen, loss, stream, hardware, micro, 0, config["clip_norm"], ledger)
+    average = ema.Average(flat, config["ema"]) if config["ema"] else None
+    return Parts(hardware, parts, prepare, planned, step, average, plain)

@@ -1,0 +1,138 @@
+"""Checkpoints: one file, written whole or not at all, read without running any code."""
+
+import contextlib
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+
+from adabatch.errors import UserError
+
+FORMAT = 1
+PLAIN = (str, bytes, int, float, bool, type(None))
+
+
+def refuse_objects(value, key: str = "") -> None:
+    """Only plain values and tensors survive `weights_only` loading: the others are found by key before they
+    are written. Exact types: a named tuple, a defaultdict or an IntEnum is pickled as code to run."""
+    if type(value) in (dict, OrderedDict):
+        for name, item in value.items():
+            if type(name) not in PLAIN:
+                kind = type(name).__name__
+                raise UserError(f"a checkpoint holds plain keys; {key or 'it'} has one of type {kind}")
+            refuse_objects(item, f"{key}.{name}" if key else str(name))
+    elif type(value) in (list, tuple, torch.Size):
+        for index, item in enumerate(value):
+            refuse_objects(item, f"{key}[{index}]")
+    elif type(value) not in (*PLAIN, torch.Tensor, torch.nn.Parameter):
+        raise UserError(
+            "a checkpoint holds dict, list, tuple, str, bytes, int, float, bool, None and tensors; "
+            f"{key} is a {type(value).__module__}.{type(value).__name__}: return plain values from "
+            "state_dict()"
+        )
+
+
+def save(path: Path, state: dict) -> None:
+    """A checkpoint: plain values and tensors, with the format number."""
+    refuse_objects(state)
+    _write(path, {"format": FORMAT, **state})
+
+
+def save_weights(path: Path, model) -> None:
+    """A plain state_dict file, as torch.load and everybody's code expect it."""
+    # Copies: the tensors are views of one flat vector, which would be written whole with each of them.
+    _write(path, {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()})
+
+
+def _write(path: Path, value) -> None:
+    """Write beside `path`, force to disk, and put in the place of `path` in one move: whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a full disk must not stay full of half a checkpoint
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch's zip writer hides it behind "unexpected pos"
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; some network file systems cannot, and lose at most the newest
+    checkpoint."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _read(path: Path, what: str):
+    """What torch.save wrote, tensors on the CPU; no code is run. what: "checkpoint", or another kind of
+    file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise  # the machine's trouble, not the file's
+    except Exception as error:  # a damaged file raises nearly anything
+        lines = str(error).splitlines() or [type(error).__name__]
+        # torch's first line advises to load what may run code; its reason stands below.
+        reason = next((line for line in lines if "WeightsUnpickler error" in line), lines[0]).strip()
+        raise UserError(f"{path} is no readable {what} ({reason}): move it away, or name another") from error
+
+
+def load(path: Path) -> dict:
+    """The state that `save` wrote, tensors on the CPU. A foreign or damaged file is refused with its name."""
+    state = _read(path, "checkpoint")
+    found = state.get("format") if isinstance(state, dict) else None
+    if type(found) is not int:
+        raise UserError(f"{path} is no checkpoint of ours (no format number): move it away to start anew")
+    if found > FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {found}, this adabatch reads up to {FORMAT}: use a newer adabatch"
+        )
+    return state
+
+
+def fit(model, weights: dict, what: str) -> None:
+    """Load weights by name into a network; names or shapes that do not fit are listed."""
+    own = model.state_dict()
+    problems = [f"missing {name}" for name in own if name not in weights]
+    problems += [f"unknown {name}" for name in weights if name not in own]
+    problems += [
+        f"{name} is {list(weights[name].shape)}, the network has {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{what} does not fit this network: {'; '.join(problems[:5])}{more}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def weights_of(path: Path) -> dict:
+    """A plain state_dict from a file: of ours (its network's weights) or anybody's (names -> tensors)."""
+    path, names = Path(path), ("best.pt", "weights.pt", "checkpoint.pt")
+    if path.is_dir():
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise UserError(f"{path} holds none of {', '.join(names)}: it is no run with kept weights")
+        path = found[0]
+    if not path.is_file():
+        raise UserError(f"there is no weights file {path}")
+    state = _read(path, "weights file")
+    if isinstance(state, dict):
+        state = state.get("model", state.get("state_dict", state))
+    if not (isinstance(state, dict) and state and all(isinstance(t, torch.Tensor) for t in state.values())):
+        raise UserError(f"{path} holds no state_dict (names -> tensors)")
+    return state

@@ -1,0 +1,98 @@
+"""What a run ran on: versions, processor, GPUs, commit. For people and for comparisons; nothing decides by
+it."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = (
+    "adabatch",
+    "torch",
+    "torchvision",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "scikit-learn",
+    "submitit",
+)
+
+
+def calm_threads() -> None:
+    """Before torch is imported: let idle OpenMP threads sleep soon instead of spinning, which on a machine
+    with other work makes small steps up to ten times slower (docs/log.md). A value that the user set
+    stays."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def describe(config: dict) -> dict:
+    """The environment as plain values. Call it after torch was imported: then torch's own account is in
+    it."""
+    found = {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpu": cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "commit": commit(Path.cwd()),
+        "argv": sys.argv,
+        "cwd": os.getcwd(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+    if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "version"):
+        found["versions"]["torch"] = str(torch.__version__)
+        found["versions"]["cuda"] = torch.version.cuda
+        found["gpus"] = []
+        # Asking for names starts CUDA in this process; a run on the CPU leaves it alone.
+        if (config.get("hardware") or {}).get("device") != "cpu" and torch.cuda.is_available():
+            found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu() -> str:
+    """The processor's model name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def commit(folder: Path) -> dict | None:
+    """{"sha": ..., "changed": bool} of the checkout that `folder` lies in; None outside one or without
+    git."""
+
+    def git(*arguments):
+        answer = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            stdin=subprocess.DEVNULL,
+        )
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    try:
+        sha = git("rev-parse", "HEAD")
+        return (
+            {"sha": sha, "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
+            if sha
+            else None
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None

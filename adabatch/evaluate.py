@@ -1,0 +1,102 @@
+"""adabatch-evaluate RUN...: loss and error of a run's kept weights on its data, counted anew."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from adabatch import runs
+from adabatch.errors import UserError
+
+TRUSTED = ("adabatch.", "torch.")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="adabatch-evaluate",
+        description="Evaluate the kept weights of finished or unfinished runs on their own data.",
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
+    p.add_argument("--split", choices=("test", "validation"), default="test")
+    p.add_argument(
+        "--weights", metavar="FILE", help="a state_dict file; default: best.pt, else the last weights"
+    )
+    p.add_argument("--device", default=None, help="auto, cpu, cuda:N; default: as the run was")
+    p.add_argument("--root", default=None, help="folder of the data sets, if not where the run had them")
+    p.add_argument("--json", action="store_true", help="one JSON object per run instead of a line")
+    p.add_argument(
+        "--trust", action="store_true", help="run code that the folder names outside adabatch and torch"
+    )
+    return p
+
+
+def foreign(node) -> list[str]:
+    """The `_target_`s in a configuration that are neither ours nor torch's: evaluating would run them."""
+    if isinstance(node, list):
+        return [name for item in node for name in foreign(item)]
+    if not isinstance(node, dict):
+        return []
+    own = node.get("_target_")
+    found = [own] if isinstance(own, str) and not own.startswith(TRUSTED) else []
+    return found + [name for value in node.values() for name in foreign(value)]
+
+
+def checked(folder: str, trust: bool) -> dict:
+    """The run's configuration, if it may be run."""
+    config = runs.Run(folder).config
+    if config is None:
+        raise UserError(f"{folder} has no config.yaml: it is no run of adabatch")
+    if not trust and (names := foreign(config)):
+        raise UserError(
+            f"{folder} names code outside adabatch: {', '.join(names)}. If you wrote it or trust it: --trust"
+        )
+    return config
+
+
+def evaluate(folder, config: dict, split: str = "test", weights=None) -> dict:
+    """{"run", "weights", "split", "samples", "loss", "error"} of one run; imports torch."""
+    from adabatch import checkpoint
+    from adabatch.build import build
+
+    source = Path(weights or folder)
+    kept = checkpoint.weights_of(source)
+    config["model"]["init_from"] = None
+    parts = build(config)
+    checkpoint.fit(parts.step.model, kept, str(source))
+    samples = parts.data.test if split == "test" else parts.data.validation
+    if samples is None:
+        raise UserError(f"{folder} was trained without dataset.validation: --split test")
+    loss, error = parts.step.evaluate(samples, parts.prepare, parts.loss, chunk=256)
+    for each in (parts.data.train, parts.data.test):
+        each.close()
+    return dict(
+        run=str(folder), weights=str(source), split=split, samples=len(samples), loss=loss, error=error
+    )
+
+
+def main(arguments=None) -> None:
+    """The console script: exit code 0, 1 (failed) or 2 (the user's mistake)."""
+    asked = parser().parse_args(arguments)
+    try:
+        configs = {folder: checked(folder, asked.trust) for folder in asked.runs}
+        for folder, config in configs.items():
+            if asked.device:
+                config["hardware"]["device"] = asked.device
+            if asked.root:
+                config["dataset"]["root"] = asked.root
+            found = evaluate(folder, config, asked.split, asked.weights)
+            if asked.json:
+                print(json.dumps(found))
+            else:
+                error = "" if found["error"] is None else f"error {100 * found['error']:.2f} %  "
+                print(
+                    f"{error}loss {found['loss']:.5f}  {found['samples']:,} {found['split']} samples  "
+                    f"{folder}"
+                )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Device, precision, threads, and how a global batch is cut: the only file for torch.distributed."""
+
+import contextlib
+import os
+
+import torch
+
+from adabatch.errors import UserError, suggest
+
+PRECISIONS = ("fp32", "bf16", "tf32", "fp64")
+ACTIVATIONS = {"cpu": 1 << 30, "cuda": 0.4}  # micro_batch=auto: bytes, or a share of the device's memory
+
+
+def groups_in(count: int, unit: int) -> int:
+    """Ghost groups of `unit` samples in a batch of `count`: a remainder below half a group joins the last."""
+    whole, rest = divmod(count, unit)
+    return max(1, whole + (rest > 0 and 2 * rest >= unit))
+
+
+class Hardware:
+    """One process's share of the machine.
+
+    device: auto, cpu, cuda or cuda:N. precision: fp32, bf16 (autocast; weights stay fp32), tf32 (GPU), fp64.
+    memory_format: auto, contiguous, channels_last. threads: per process; None = one per core.
+    micro_batch: samples in one forward pass, or auto (the most whose activations fit a fixed memory budget).
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        precision: str = "fp32",
+        memory_format: str = "auto",
+        compile: bool = False,
+        deterministic: bool = False,
+        threads: int | None = None,
+        micro_batch: int | str = "auto",
+    ):
+        if precision not in PRECISIONS:
+            raise UserError(
+                f"hardware.precision is one of {', '.join(PRECISIONS)}, got {precision!r}."
+                f"{suggest(precision, PRECISIONS)}"
+            )
+        formats = ("auto", "contiguous", "channels_last")
+        if memory_format not in formats:
+            raise UserError(
+                f"hardware.memory_format is one of {', '.join(formats)}, got {memory_format!r}."
+                f"{suggest(memory_format, formats)}"
+            )
+        if micro_batch != "auto" and not (type(micro_batch) is int and micro_batch > 0):
+            raise UserError(f"hardware.micro_batch is auto or a positive integer, got {micro_batch!r}")
+        if threads is not None and threads < 1:
+            raise UserError(f"hardware.threads is a positive integer or null, got {threads}")
+        self.device = self._device(device)
+        if precision == "tf32" and self.device.type == "cpu":
+            raise UserError(
+                "hardware.precision=tf32 exists on NVIDIA GPUs only, the device is the CPU: take fp32 or bf16"
+            )
+        self.precision, self.compile, self.deterministic = precision, compile, deterministic
+        self.memory_format = torch.contiguous_format if memory_format == "contiguous" else torch.channels_last
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.threads, self.micro_batch = threads or cores, micro_batch
+        self.rank, self.world = 0, 1
+
+    @staticmethod
+    def _device(name: str) -> torch.device:
+        if name == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if name == "gpu":
+            name = "cuda"
+        try:
+            device = torch.device(name)
+        except (RuntimeError, TypeError):
+            raise UserError(f"hardware.device is auto, cpu, cuda or cuda:N, got {name!r}") from None
+        if device.type == "mps":
+            raise UserError(
+                "Apple's mps has no float64 and no deterministic convolutions, which our promises need: "
+                "take hardware=cpu"
+            )
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"hardware.device is auto, cpu, cuda or cuda:N, got {name!r}")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if device.type == "cuda" and (device.index or 0) >= count:
+            raise UserError(
+                f"hardware.device={name} is not here: torch {torch.__version__} sees {count} GPU(s); "
+                "take hardware=cpu or hardware=auto"
+            )
+        return device
+
+    def set_up(self) -> None:
+        """Set the process-wide switches of torch. Called once, before the network is built."""
+        torch.set_num_threads(self.threads)
+        tf32 = self.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = not self.deterministic
+        torch.backends.cudnn.deterministic = self.deterministic
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Only where it changes something: the call imports torch._inductor, 5 s.
+        if torch.are_deterministic_algorithms_enabled() != self.deterministic:
+            torch.use_deterministic_algorithms(self.deterministic)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and inputs."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    def autocast(self):
+        if self.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def rows(self, batch_size: int, unit: int) -> slice:
+        """This rank's rows of a global batch: contiguous, cut at borders of ghost groups of `unit` samples;
+        more ranks than groups leave some empty."""
+        groups = groups_in(batch_size, unit)
+
+        def border(rank: int) -> int:
+            index = groups * rank // self.world
+            return batch_size if index == groups else index * unit
+
+        return slice(border(self.rank), border(self.rank + 1))
+
+    def micro_batches(self, rows: slice, batch_size: int, unit: int, micro_batch: int) -> list[slice]:
+        """The forward passes over `rows`: as many whole groups as fit in `micro_batch` (one at the least).
+        The last may be longer by a remainder that joined its last group."""
+        groups = groups_in(batch_size, unit)
+        step = max(1, micro_batch // unit) * unit
+        starts = [s for s in range(rows.start, rows.stop, step) if s // unit < groups]
+        return [slice(a, b) for a, b in zip(starts, [*starts[1:], rows.stop], strict=False)]
+
+    def activation_budget(self) -> float:
+        """Bytes that the activations of one micro-batch may take: a constant of the device, not of the
+        moment, so that the same command cuts its batches alike every time."""
+        if self.device.type == "cpu":
+            return ACTIVATIONS["cpu"]
+        return ACTIVATIONS["cuda"] * torch.cuda.get_device_properties(self.device).total_memory
+
+    def all_reduce(self, *tensors) -> None:
+        """Sum over the ranks, in place. One process: nothing to add."""
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory(self) -> int:
+        """Bytes: of the device's allocator on a GPU, of the process (resident set) on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+        import sys
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

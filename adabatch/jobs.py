@@ -1,0 +1,260 @@
+"""One run from its checked configuration to its exit code: the folder, the signals, the states, the last
+words.
+
+`run_job` is what the command line calls for a job, in this process; `sweep.py` gives each job of a multirun a
+process of its own. `run` is the same from Python. No torch is imported before a job begins.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from adabatch import runs
+from adabatch.environment import calm_threads, describe
+from adabatch.errors import Diverged, UserError
+from adabatch.outcome import Lost, outcome
+from adabatch.owner import Owner
+
+log = logging.getLogger("adabatch")
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into a reason to stop at the next step; a second SIGINT interrupts at
+    once.
+
+    Works as a context. Outside the main thread Python delivers no signals, and nothing is installed.
+    """
+
+    def __init__(self):
+        self.reason = None
+        self._before = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread() and not self._before:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._noted)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _noted(self, number, _frame) -> None:
+        if self.reason and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name
+        # Not through logging: the signal may have come while a handler held its lock.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self.reason}: saving at the next step (Ctrl-C again stops without)\n".encode())
+
+
+def run_job(config: dict, folder, overrides, notes=(), stop: Stop | None = None, reraise: bool = False):
+    """Trains, or goes on, or finds that all is done: (summary or None, exit code 0, 1, 2 or 130).
+
+    config: resolved and checked. notes: lines for the log. reraise: errors are raised after they were
+    recorded.
+    """
+    folder = Path(folder)
+    command = shlex.join(["adabatch", *overrides])
+    terminal()
+    try:
+        with stop or Stop() as stop:
+            if (summary := _finished(config, folder)) is not None:
+                return summary, 0
+            owner = _claim(config, folder)
+            with _logged(folder):
+                summary, code = _owned(config, folder, list(overrides), notes, stop, owner, command, reraise)
+        return summary, code
+    except UserError as error:
+        if reraise:
+            raise
+        log.error(str(error))
+        return None, 2
+
+
+def _finished(config: dict, folder: Path) -> dict | None:
+    """The summary of a run that is done and shall not be repeated."""
+    if config.get("restart") or not folder.is_dir():
+        return None
+    run = runs.Run(folder)
+    if run.state != "finished" or (summary := run.summary) is None:
+        return None
+    _same_run(config, run)
+    log.info(f"finished already (restart=true runs it again)\n{_figures(summary)}\nfolder: {folder}")
+    if not (folder / "report.html").is_file():
+        _report(folder)
+    return summary
+
+
+def _claim(config: dict, folder: Path) -> Owner:
+    """Ownership of the folder; with restart=true of a new one, the old one renamed."""
+    if folder.is_dir():
+        run = runs.Run(folder)
+        used = run.status is not None or run.config is not None
+        if config.get("restart") and used:
+            before = run.status or {}
+            ended = before.get("state") in runs.STATES and before["state"] != "running"
+            held = Owner.claim(folder)  # refused while somebody is working in it
+            held.finish(before["state"] if ended else "interrupted", before.get("error"))
+            log.info(f"restart=true: the earlier run is now {runs.set_aside(folder)}")
+        elif used:
+            _same_run(config, run)
+    return Owner.claim(folder)
+
+
+def _same_run(config: dict, run: runs.Run) -> None:
+    """UserError where hydra.run.dir names the folder of another run."""
+    before = run.identity
+    if before and before != runs.identity(config, runs.contents(config)):
+        old = run.config or {}
+        differs = [k for k in config if runs.identity({k: config[k]}) != runs.identity({k: old.get(k)})]
+        raise UserError(
+            f"{run.folder} holds a run of another configuration (different: "
+            f"{', '.join(differs) or 'unknown'}). Choose another hydra.run.dir, or restart=true."
+        )
+
+
+def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
+    """The run itself, every end of it recorded in status.json."""
+
+    def told() -> str | None:
+        if owner.lost:
+            raise Lost(f"{folder} was taken over by another process: stopping without saving")
+        return stop.reason
+
+    began = time.monotonic()
+    summary, error = None, None
+    try:
+        for note in notes:
+            log.info(note)
+        runs.write_yaml(folder / "config.yaml", {"format": runs.FORMAT, **config})
+        label = {"identity": runs.identity(config, runs.contents(config)), "overrides": overrides}
+        runs.write_yaml(folder / "overrides.yaml", {"format": runs.FORMAT, **label})
+        calm_threads()
+        train = importlib.import_module("adabatch.train").train  # imports torch
+        runs.write_json(folder / "environment.json", {"format": runs.FORMAT, **describe(config)})
+        summary = {"format": runs.FORMAT, **train(config, folder, told), **label}
+        runs.write_json(folder / "summary.json", summary)
+        state, code, message = "finished", 0, None
+    except BaseException as caught:
+        error = caught
+        state, code, message = outcome(caught, folder, command)
+        if state is None:  # not ours to record
+            owner.release()
+            log.error(message)
+            if reraise or not isinstance(caught, Exception):
+                raise
+            return None, code
+        if code == 1 and isinstance(caught, Exception) and not isinstance(caught, Diverged):
+            log.error("".join(traceback.format_exception(caught)).rstrip())
+        (log.warning if code == 130 else log.error)(message)
+    try:
+        owner.finish(state, message)
+    except OSError as full:
+        log.error(f"status.json could not be written: {full}")
+    _report(folder)
+    if error is None:
+        seconds = time.monotonic() - began
+        log.info(f"{_figures(summary)}\nfolder: {folder} ({seconds:.0f} s in all)\n{_next_steps(folder)}")
+    elif reraise or not isinstance(error, (Exception, KeyboardInterrupt)):
+        raise error
+    return summary, code
+
+
+def _figures(summary: dict) -> str:
+    """The end of a run in a line; figures that the summary lacks are left out."""
+    parts = []
+    for key, words in (("final_test_error", "test error"), ("final_validation_error", "validation error")):
+        if isinstance(value := summary.get(key), (int, float)):
+            parts.append(f"{words} {100 * value:.2f} %")
+    if isinstance(value := summary.get("final_train_loss"), (int, float)):
+        parts.append(f"training loss {value:.4g}")
+    if isinstance(value := summary.get("epochs"), (int, float)):
+        parts.append(f"{value:g} epochs, {summary.get('steps', 0):,} steps")
+    if isinstance(value := summary.get("train_seconds"), (int, float)):
+        parts.append(f"{value:.1f} s of training")
+    if isinstance(value := summary.get("images_per_second"), (int, float)):
+        parts.append(f"{value:,.0f} samples/s")
+    return " · ".join(parts) or "done"
+
+
+def _next_steps(folder: Path) -> str:
+    lines = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
+    lines.append(
+        "compare: adabatch -m schedule=fixed,adabatch seed=0,1,2 runs both schedules with three seeds each"
+    )
+    return "\n".join(lines)
+
+
+def _report(folder: Path) -> None:
+    """curves.png and report.html. A report that cannot be drawn is a warning: the run itself is fine."""
+    try:
+        importlib.import_module("adabatch.report").write_run(folder)
+    except Exception as error:
+        log.warning(f"no report: {type(error).__name__}: {error}")
+
+
+class _File(logging.FileHandler):
+    """log.txt; a full disk must not put a second error over the first."""
+
+    def handleError(self, record) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _logged(folder: Path):
+    try:
+        handler = _File(folder / "log.txt", encoding="utf-8")
+    except OSError:
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
+
+
+def terminal() -> None:
+    """Sends the "adabatch" log to the terminal, once."""
+    if log.handlers or log.propagate is False:
+        return
+    try:
+        handler = importlib.import_module("adabatch.console").handler()
+    except ModuleNotFoundError:
+        handler = logging.StreamHandler(sys.stdout)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def run(overrides=(), config_dir: str | None = None) -> dict:
+    """Trains as the command line does and returns the summary; errors are raised (UserError, Diverged, ...).
+
+    overrides: as on the command line, e.g. ["model=vgg", "schedule=adabatch"]. config_dir: as -cd.
+    """
+    from adabatch import config, mistakes
+
+    overrides = config.lenient([str(o) for o in overrides])
+    with config.composer(config_dir):
+        try:
+            tree = config.load(overrides)
+            good = config.checked(tree)
+            folder = Path(str(tree.hydra.run.dir))
+        except Exception as error:
+            if (message := mistakes.explain(error, overrides)) is None:
+                raise
+            raise UserError(message) from None
+    summary, _ = run_job(good.config, folder, overrides, good.notes, reraise=True)
+    return summary

@@ -1,0 +1,66 @@
+"""What ended a run, as a state, an exit code and a message that says what to do."""
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from adabatch.errors import Diverged, Interrupted, UserError
+from adabatch.owner import FULL
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+class Lost(RuntimeError):
+    """Another process took the folder over; nothing may be written into it any more."""
+
+
+def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int, str]:
+    """(state, exit code, message) for what ended a run; state None when the folder is no longer ours."""
+    text = f"{type(error).__name__}: {error}"
+    again = f"Resume with the same command:\n  {command}"
+    if isinstance(error, Lost):
+        return None, 1, str(error)
+    if isinstance(error, UserError):
+        return "failed", 2, str(error)
+    if isinstance(error, Diverged):
+        return "diverged", 1, str(error)
+    if isinstance(error, Interrupted):
+        return "interrupted", 130, f"stopped ({error}), everything is saved. {again}"
+    if isinstance(error, KeyboardInterrupt):
+        return (
+            "interrupted",
+            130,
+            f"stopped at once, what was done since the last checkpoint is lost. {again}",
+        )
+    if full(error, folder):
+        return (
+            "failed",
+            1,
+            f"disk full ({folder}): nothing before the last checkpoint is lost. Free some space. {again}",
+        )
+    torch = sys.modules.get("torch")
+    known = isinstance(error, MemoryError) or isinstance(error, getattr(torch, "OutOfMemoryError", ()))
+    if known or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in OUT_OF_MEMORY)
+    ):
+        remedy = "A smaller hardware.micro_batch changes nothing but the memory it takes."
+        return "out_of_memory", 1, f"out of memory ({text.splitlines()[0]}). {remedy} {again}"
+    return "failed", 1, f"failed: {text}\nlog: {Path(folder) / 'log.txt'}"
+
+
+def full(error: BaseException | None, folder) -> bool:
+    """Whether a full disk is behind the error. torch.save reports one as a RuntimeError of its zip writer."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if (isinstance(error, OSError) and error.errno in FULL) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
+            with contextlib.suppress(OSError):
+                if shutil.disk_usage(folder).free < 64 << 20:
+                    return True
+        error = error.__cause__ or error.__context__
+    return False

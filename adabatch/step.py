@@ -1,0 +1,253 @@
+"""One optimizer step over a global batch of any size: micro-batches, one reduction, one update. And
+evaluation.
+
+The loss of a micro-batch is the sum of its per-sample losses over the size of the *global* batch, so that
+micro-batches and ranks add up to the mean whatever the cut (also for uneven ones, which a mean of means gets
+wrong).
+"""
+
+import contextlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adabatch import layers
+from adabatch.errors import UserError
+
+PAD = 16  # elements: every tensor in a flat buffer starts on a border of 64 bytes or more
+
+
+def cross_entropy(outputs, labels, label_smoothing: float = 0.0):
+    """Per-sample cross entropy [n]. outputs: [n, classes]; or [n, tokens, classes] with labels [n, tokens],
+    averaged over the tokens (a sample is a sequence)."""
+    if outputs.dim() == 3:
+        losses = F.cross_entropy(
+            outputs.transpose(1, 2), labels, reduction="none", label_smoothing=label_smoothing
+        )
+        return losses.mean(1)
+    return F.cross_entropy(outputs, labels, reduction="none", label_smoothing=label_smoothing)
+
+
+def errors(outputs, labels):
+    """Wrong answers as a float64 scalar (a sequence counts by its share of wrong tokens); None where labels
+    are no classes."""
+    if labels.dtype.is_floating_point or outputs.shape[:-1] != labels.shape:
+        return None
+    wrong = (outputs.argmax(-1) != labels).double()
+    return wrong.flatten(1).mean(1).sum() if wrong.dim() > 1 else wrong.sum()
+
+
+class Flat:
+    """Parameters, gradients and running statistics of a network as views of a few flat tensors.
+
+    One vector is zeroed, reduced, clipped and updated in a single operation each, and a gradient never moves:
+    autograd adds into the views. `groups` lists (name, parameter) per optimizer group; a group is one
+    contiguous range.
+    """
+
+    def __init__(self, model: nn.Module, groups: list[list[tuple[str, nn.Parameter]]]):
+        named = [pair for group in groups for pair in group]
+        self.params = self._pack([p for _, p in named])
+        self.grads = torch.zeros_like(self.params)
+        self.ranges, start = [], 0
+        for group in groups:
+            stop = start + sum(self._room(p) for _, p in group)
+            self.ranges.append((start, stop))
+            start = stop
+        for (_, p), view in zip(named, self._views(self.grads, [p for _, p in named])):
+            p.grad = view
+        norms = layers.ghost_layers(model)
+        self.running = self._adopt(norms, ("running_mean", "running_var"))
+        self.pending = self._adopt(norms, ("pending_mean", "pending_var"))
+        self.layout = [[name, list(p.shape), list(p.stride())] for name, p in named]
+
+    @staticmethod
+    def _room(t) -> int:
+        return -(-t.numel() // PAD) * PAD
+
+    @classmethod
+    def _views(cls, flat, tensors):
+        """Views of `flat` shaped and strided as `tensors`, so that channels_last weights stay so."""
+        start = 0
+        for t in tensors:
+            yield torch.as_strided(flat, t.shape, t.stride(), start)
+            start += cls._room(t)
+
+    @classmethod
+    def _pack(cls, tensors):
+        """A flat copy of dense tensors; each tensor's data becomes a view of it."""
+        if not tensors:
+            return torch.zeros(0)
+        flat = torch.zeros(sum(map(cls._room, tensors)), dtype=tensors[0].dtype, device=tensors[0].device)
+        for t, view in zip(tensors, cls._views(flat, tensors)):
+            view.copy_(t.detach())
+            t.data = view
+        return flat
+
+    @classmethod
+    def _adopt(cls, modules, names):
+        return cls._pack([getattr(module, name) for module in modules for name in names])
+
+    def vectors(self) -> list:
+        """One vector per group, with its gradient: what an elementwise optimizer updates in place of the
+        parameters."""
+        out = []
+        for start, stop in self.ranges:
+            vector = self.params[start:stop].detach()
+            vector.grad = self.grads[start:stop]
+            out.append(vector)
+        return out
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Sums over the global batch, left on the device: reading them would wait for it."""
+
+    loss: torch.Tensor  # sum of per-sample losses, float64 scalar
+    wrong: torch.Tensor | None  # wrong answers, float64 scalar; None if not a classification
+    passes: int  # forward passes on this rank
+    micro_batch: int  # samples of the largest of them
+
+
+class Step:
+    """model: the network, on its device, in training dtype. loss: (outputs, labels) -> per-sample losses
+    [n]."""
+
+    def __init__(
+        self,
+        model,
+        forward,
+        flat: Flat,
+        optimizer,
+        loss,
+        stream,
+        hardware,
+        micro: layers.MicroBatch,
+        micro_batch: int,
+        clip_norm: float | None = None,
+        ledger=None,
+    ):
+        self.model, self.forward, self.flat, self.optimizer, self.loss = model, forward, flat, optimizer, loss
+        self.stream, self.hardware, self.micro = stream, hardware, micro
+        self.unit, self.micro_batch, self.clip_norm = layers.ghost_size(model), micro_batch, clip_norm
+        self.ledger = ledger or (lambda cause: contextlib.nullcontext())
+        self._weights = lru_cache(maxsize=8)(self._group_weights)
+
+    def _group_weights(self, batch_size: int):
+        sizes = layers.group_sizes(batch_size, self.unit)
+        weights, kept = layers.group_weights(sizes)
+        return sizes, torch.tensor(weights, dtype=self.hardware.dtype, device=self.hardware.device), kept
+
+    def __call__(self, start: int, setting) -> StepResult:
+        """Train on positions start <= p < start + setting.batch_size."""
+        batch = setting.batch_size
+        self.flat.grads.zero_()
+        self.flat.pending.zero_()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
+        rows = self.hardware.rows(batch, self.unit)
+        passes = self.hardware.micro_batches(rows, batch, self.unit, self.micro_batch)
+        counted = True
+        for part in passes:
+            counted &= self._accumulate(start, part, setting, totals)
+        self.hardware.all_reduce(self.flat.grads, self.flat.pending, totals)
+        self._update(batch, setting.lr)
+        largest = max((p.stop - p.start for p in passes), default=0)
+        return StepResult(totals[0], totals[1] if counted else None, len(passes), largest)
+
+    def _accumulate(self, start: int, part: slice, setting, totals) -> bool:
+        """Add the gradients and sums of one micro-batch (rows `part` of the batch); False if it counts no
+        errors."""
+        with self.ledger("data"):
+            x, y = self.stream.batch(start + part.start, start + part.stop)
+        self._place(start, part, setting.batch_size)
+        with self.hardware.autocast():
+            outputs = self.forward(x)
+        losses = self.loss(outputs.to(self.hardware.dtype), y)
+        if losses.shape != (len(y),):
+            raise UserError(
+                f"a loss returns one value per sample: expected shape [{len(y)}], got {list(losses.shape)}; "
+                'leave out its mean (reduction="none"), sums and counts are taken here'
+            )
+        total = losses.sum()
+        (total / setting.divisor).backward()
+        with torch.no_grad():
+            totals[0] += total.double()
+            wrong = errors(outputs, y)
+            if wrong is None:
+                return False
+            totals[1] += wrong
+        return True
+
+    def _place(self, start: int, part: slice, batch: int) -> None:
+        """Tell the layers which samples the coming forward pass holds."""
+        sizes, weights, _ = self._weights(batch)
+        first = part.start // self.unit
+        last = len(sizes) if part.stop == batch else part.stop // self.unit
+        self.micro.positions = torch.arange(
+            start + part.start, start + part.stop, device=self.hardware.device
+        )
+        self.micro.groups, self.micro.weights, self.micro.record = (
+            sizes[first:last],
+            weights[first:last],
+            True,
+        )
+
+    @torch.no_grad()
+    def _update(self, batch: int, lr: float) -> None:
+        kept = self._weights(batch)[2]
+        self.flat.running.mul_(kept).add_(self.flat.pending)
+        if self.clip_norm:
+            norm = torch.linalg.vector_norm(self.flat.grads)
+            self.flat.grads.mul_((self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self.optimizer.step()
+
+    def activation_bytes(self, samples: int) -> int:
+        """Bytes that autograd keeps of a forward pass over the run's first `samples` samples; nothing is
+        moved by it."""
+        x, _ = self.stream.batch(0, samples)
+        self._place(0, slice(0, samples), samples)
+        self.micro.record, seen = False, {}
+        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+
+        def note(t):
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in weights:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return t
+
+        kept = {name: b.clone() for name, b in self.model.named_buffers()}
+        with (
+            torch.random.fork_rng(),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+            self.hardware.autocast(),
+        ):
+            outputs = self.model(x)
+        del outputs
+        for name, b in self.model.named_buffers():  # plain batch norm has counted this pass
+            b.copy_(kept[name])
+        return sum(seen.values())
+
+    @torch.no_grad()
+    def evaluate(self, samples, prepare, loss, chunk: int) -> tuple[float, float | None]:
+        """(mean loss, share of wrong answers or None) over all of `samples`, in order, with exact counts."""
+        self.model.eval()
+        sums, counted = torch.zeros(2, dtype=torch.float64, device=self.hardware.device), True
+        for start in range(0, len(samples), chunk):
+            indices = torch.arange(start, min(start + chunk, len(samples)))
+            inputs, labels = samples.read(indices)
+            labels = labels.to(self.hardware.device)
+            with self.hardware.autocast():
+                outputs = self.forward(prepare(inputs))
+            outputs = outputs.to(self.hardware.dtype)
+            sums[0] += loss(outputs, labels).sum().double()
+            wrong = errors(outputs, labels)
+            counted = counted and wrong is not None
+            sums[1] += wrong if counted else 0
+        self.model.train()
+        loss_sum, wrong_sum = sums.tolist()
+        return loss_sum / len(samples), wrong_sum / len(samples) if counted else None

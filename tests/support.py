@@ -1,0 +1,81 @@
+"""What several test files share: a resolved configuration, a run in a folder, and comparing two runs."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+from adabatch import config as configuration
+from adabatch import runs
+
+QUIET = ("trackers.wandb.mode=disabled", "hardware=cpu", "hardware.threads=1")
+# What is measured in a row or a summary: everything else must be equal between equal runs.
+MEASURED = {"seconds", "train_seconds", "images_per_second", "peak_memory_bytes", "ledger"}
+SMALL = (
+    "dataset=synthetic",
+    "dataset.samples=300",
+    "dataset.test_samples=60",
+    "dataset.side=8",
+    "model=convnet",
+)
+
+
+def resolved(*overrides: str) -> dict:
+    """The checked configuration as the command line would pass it to `train`."""
+    with configuration.composer():
+        return configuration.checked(configuration.load([*QUIET, *overrides])).config
+
+
+def run(folder, *overrides: str, stop=lambda: None) -> dict:
+    """Train in `folder` in this process."""
+    from adabatch.train import train
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    config = resolved(*overrides)
+    runs.write_yaml(Path(folder) / "config.yaml", {"format": runs.FORMAT, **config})
+    return train(config, Path(folder), stop)
+
+
+def killed(folder, *overrides: str, arrange) -> None:
+    """The same in a forked child in which `arrange()` has planted a SIGKILL; asserts that it struck."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            arrange()
+            run(folder, *overrides)
+        finally:
+            os._exit(3)  # not struck
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (
+        f"the child ended with status {status}"
+    )
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def without_time(value):
+    """The value with everything measured taken out."""
+    if isinstance(value, dict):
+        return {k: without_time(v) for k, v in value.items() if k not in MEASURED}
+    if isinstance(value, list):
+        return [without_time(v) for v in value]
+    return value
+
+
+def outcome(folder) -> dict:
+    """Everything of a finished run that must not depend on kills."""
+    weights = torch.load(Path(folder) / "weights.pt", weights_only=True)
+    return {
+        "rows": without_time(runs.read_rows(folder)),
+        "summary": without_time(runs.read_json(Path(folder) / "summary.json")),
+        "weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
+    }
+
+
+def difference(a: dict, b: dict) -> float:
+    """max |a - b| over all elements / max |b| over the whole model, for two state_dicts."""
+    top = max(float((a[k].double() - b[k].double()).abs().max()) for k in b if b[k].numel())
+    return top / max(float(b[k].double().abs().max()) for k in b if b[k].numel())

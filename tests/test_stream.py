@@ -1,0 +1,195 @@
+"""Samples by position: every sample once an epoch, any cut the same, any kind of source the same."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adabatch import draws
+from adabatch.data.augment import Augment, Prepare
+from adabatch.data.samples import MapSamples, Samples, Subset, TensorSamples, as_samples
+from adabatch.data.stream import Stream
+from adabatch.errors import UserError
+
+N = 37  # a prime: no batch size divides it
+
+
+def tensors(n=N):
+    """n different pictures; the label is the index."""
+    inputs = torch.randint(
+        0, 256, (n, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return inputs, torch.arange(n)
+
+
+def stream(n=N, seed=0, samples=None, augment=True):
+    varied = Augment(2, "zeros", True, 2) if augment else None
+    prepare = Prepare("cpu", mean=[0.5] * 3, std=[0.25] * 3, augment=varied)
+    return Stream(samples or TensorSamples(*tensors(n)), prepare, seed)
+
+
+batches = st.lists(st.integers(1, 60), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(batches, st.integers(1, 50), st.integers(0, 2**64 - 1))
+def test_any_sequence_of_batch_sizes_visits_each_sample_once_an_epoch(sizes, n, seed):
+    source = stream(n, seed, augment=False)
+    sizes = [min(size, n) for size in sizes]
+    sizes.append(-sum(sizes) % n)  # fill the last epoch
+    seen, position = [], 0
+    for size in filter(None, sizes):
+        seen += source.batch(position, position + size)[1].tolist()
+        position += size
+    assert position % n == 0
+    for epoch in range(position // n):
+        assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 5 * N), st.lists(st.integers(1, 2 * N), min_size=2, max_size=5))
+def test_any_cut_gives_the_same_bits_also_after_a_resume(start, sizes):
+    stop = start + sum(sizes)
+    inputs, labels = stream().batch(start, stop)
+    parts, position = [], start
+    for size in sizes:  # a new object each: nothing carries over from what was asked before
+        parts.append(stream().batch(position, position + size))
+        position += size
+    assert torch.equal(torch.cat([x for x, _ in parts]), inputs)
+    assert torch.equal(torch.cat([y for _, y in parts]), labels)
+    one = stream()
+    backwards = [one.batch(p, p + 1) for p in reversed(range(start, stop))]  # ranks ask in any order
+    assert torch.equal(torch.cat([x for x, _ in reversed(backwards)]), inputs)
+
+
+def test_a_sample_is_fixed_by_seed_and_position():
+    """Against the definition, sample by sample."""
+    source, (inputs, _), seed = stream(seed=5), tensors(), 5
+    x, y = source.batch(0, 3 * N)
+    for position in range(3 * N):
+        epoch, place = divmod(position, N)
+        index = draws.permutation(draws.key(seed, draws.ORDER, epoch), N)[place]
+        key = draws.bits(draws.key(seed, draws.AUGMENT), position)
+        assert y[position] == index
+        assert torch.equal(x[position], source.prepare(inputs[index][None], torch.tensor([key]))[0])
+
+
+def test_epochs_and_seeds_differ_in_order_and_augmentation():
+    source = stream()
+    orders = [tuple(source.order(e).tolist()) for e in range(4)] + [tuple(stream(seed=1).order(0).tolist())]
+    assert len(set(orders)) == 5
+    x, y = source.batch(0, 2 * N)
+    first, second = x[:N][y[:N].argsort()], x[N:][y[N:].argsort()]  # the same sample in two epochs
+    different = [not torch.equal(a, b) for a, b in zip(first, second, strict=True)]
+    assert sum(different) > 0.9 * N
+
+
+def test_positions_beyond_2_to_the_40():
+    position = 2**40 + 11
+    x, y = stream().batch(position, position + 8)
+    assert torch.equal(x[3:5], stream().batch(position + 3, position + 5)[0])
+    assert not torch.equal(stream().keys(11, 19), stream().keys(position, position + 8))
+
+
+class Map:
+    """A map-style dataset."""
+
+    def __init__(self, n=N):
+        self.inputs, self.labels = tensors(n)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        assert isinstance(index, int)
+        return self.inputs[index], int(self.labels[index])
+
+
+def test_every_kind_of_source_gives_the_same():
+    inputs, labels = tensors(2 * N)
+    odd = torch.arange(1, 2 * N, 2)
+    kinds = [
+        TensorSamples(inputs[odd], labels[odd]),
+        Subset(TensorSamples(inputs, labels), odd),
+        Subset(MapSamples(Map(2 * N)), odd),
+        MapSamples(torch.utils.data.Subset(Map(2 * N), odd.tolist())),
+        Subset(Subset(TensorSamples(inputs, labels), torch.arange(1, 2 * N)), odd - 1),
+    ]
+    expected = stream(samples=kinds[0]).batch(20, 60)
+    for samples in kinds[1:]:
+        found = stream(samples=samples).batch(20, 60)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(kinds[1].labels, labels[odd]) and kinds[2].labels is None
+
+
+def test_as_samples():
+    inputs, labels = tensors()
+    pair = as_samples((inputs.numpy(), labels.tolist()))
+    assert isinstance(pair, TensorSamples) and torch.equal(pair.inputs, inputs)
+    assert isinstance(as_samples(Map()), MapSamples)
+    assert as_samples(pair) is pair
+    with pytest.raises(UserError, match="got int"):
+        as_samples(5)
+    with pytest.raises(UserError, match="37 inputs and 36 labels"):
+        as_samples((inputs, labels[1:]))
+
+
+class Disk(Samples):
+    """Notes what it was asked for."""
+
+    def __init__(self, n, look_ahead):
+        self.n, self.look_ahead, self.reads, self.hints, self.closed = n, look_ahead, [], [], False
+
+    def __len__(self):
+        return self.n
+
+    def read(self, indices, keys=None):
+        self.reads.append((indices.tolist(), keys.tolist()))
+        return torch.zeros(len(indices), 3, 6, 6, dtype=torch.uint8), indices
+
+    def expect(self, indices, keys=None):
+        self.hints.append((indices.tolist(), keys.tolist()))
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("ahead", [1, 10, 2 * N + 3])
+def test_hints_name_what_is_read_next(ahead):
+    disk, plain = Disk(N, ahead), stream()
+    source, position = stream(samples=disk), 0
+    for size in (5, 20, 30, 2):
+        source.batch(position, position + size)
+        position += size
+        hinted = slice(position, position + ahead)
+        expected = (
+            plain.indices(hinted.start, hinted.stop).tolist(),
+            plain.keys(hinted.start, hinted.stop).tolist(),
+        )
+        assert disk.hints[-1] == expected
+    read_indices = [i for indices, _ in disk.reads for i in indices]
+    read_keys = [k for _, keys in disk.reads for k in keys]
+    assert (
+        read_indices == plain.indices(0, position).tolist() and read_keys == plain.keys(0, position).tolist()
+    )
+
+
+def test_hints_reach_through_a_subset_and_are_not_asked_for_in_vain():
+    disk = Disk(2 * N, 4)
+    source = stream(samples=Subset(disk, torch.arange(N) + N))
+    source.batch(0, 3)
+    assert disk.hints[0][0] == (source.indices(3, 7) + N).tolist()
+    source.samples.close()
+    assert disk.closed
+    silent = Disk(N, 0)
+    stream(samples=silent).batch(0, 3)
+    assert silent.hints == []
+
+
+def test_permutations_are_not_computed_again_for_every_batch(monkeypatch):
+    asked, real = [], draws.permutation
+    monkeypatch.setattr(draws, "permutation", lambda key, count: asked.append(key) or real(key, count))
+    source = stream(samples=Disk(N, 10))
+    for position in range(0, 4 * N, 8):
+        source.batch(position, position + 8)
+    assert len(asked) == len(set(asked)) == 5  # four epochs, and the next one for the last hints
