@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ from adabatch.data.samples import Samples, TensorSamples, as_samples
 from adabatch.data.split import split_train
 from adabatch.data.stream import Stream
 from adabatch.errors import UserError
-from adabatch.step import Flat, Step
+from adabatch.flat import Flat
+from adabatch.step import Step
 from adabatch.targets import locate, make
 
 log = logging.getLogger("adabatch")
@@ -172,3 +174,15 @@ def build(config: dict, ledger=None) -> Parts:
     step = Step(model, forward, flat, chosen, loss, stream, hardware, micro, 0, config["clip_norm"], ledger)
     average = ema.Average(flat, config["ema"]) if config["ema"] else None
     return Parts(hardware, parts, prepare, planned, step, average, plain)
+
+
+def choose_micro_batch(parts: Parts) -> int:
+    """`hardware.micro_batch`, or the largest power of two of ghost groups whose activations fit the memory
+    budget."""
+    wanted, unit = parts.hardware.micro_batch, parts.step.unit
+    if wanted != "auto":
+        return wanted
+    samples = min(max(unit, 4), parts.schedule.samples)
+    per_sample = parts.step.activation_bytes(samples) / samples
+    fits = parts.hardware.activation_budget() / max(per_sample, 1) / unit
+    return unit * 2 ** max(0, math.floor(math.log2(max(fits, 1))))

@@ -1,6 +1,7 @@
 """Checkpoints: one file, written whole or not at all, read without running any code."""
 
 import contextlib
+import hashlib
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -136,3 +137,11 @@ def weights_of(path: Path) -> dict:
     if not (isinstance(state, dict) and state and all(isinstance(t, torch.Tensor) for t in state.values())):
         raise UserError(f"{path} holds no state_dict (names -> tensors)")
     return state
+
+
+def sha256(model) -> str:
+    """Over all parameters and buffers in state_dict order, as little-endian contiguous bytes on the CPU."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,5 +1,4 @@
-"""The configuration: where it lies, its check before anything is made, and the run folder that follows from
-it.
+"""The configuration: where it lies, its check before anything is made, and the run folder that follows.
 
 Hydra composes; it asks our resolvers for the folder, and they refuse a configuration that is not good. So
 nothing is left behind by a command that was refused, and torch is not imported before.
@@ -32,8 +31,7 @@ _schemas: dict = {}
 
 @dataclass(frozen=True)
 class Checked:
-    """A configuration that is good: resolved, left-over keys dropped; the folder's name; what the user should
-    know."""
+    """A good configuration: resolved, left-over keys dropped; the folder's name; what to tell the user."""
 
     config: dict
     name: str
@@ -53,8 +51,7 @@ def conf_dir() -> Path:
 
 @contextlib.contextmanager
 def composer(config_dir: str | None = None):
-    """Hydra ready to compose our configuration, also inside a program that uses Hydra itself. config_dir: as
-    -cd."""
+    """Hydra ready to compose our configuration, also inside a program with its own. config_dir: as -cd."""
     # What hydra.initialize_config_dir does, plus the directory of -cd, which it has no argument for.
     from hydra import version
     from hydra._internal.config_search_path_impl import SearchPathQuery
@@ -220,14 +217,12 @@ def sane(config: dict) -> None:
 
 
 def typed_lines(hydra: DictConfig) -> list[str]:
-    """The overrides that the user typed, from Hydra's node. Unresolved: an interpolation in them is text
-    here."""
+    """The overrides that the user typed, from Hydra's node; an interpolation in them is text here."""
     return OmegaConf.to_container(hydra.overrides.task, resolve=False)
 
 
 def checked(root: DictConfig, hydra: DictConfig | None = None) -> Checked:
-    """`check` of the tree that Hydra is working with, once per command line. hydra: Hydra's node if not in
-    the tree."""
+    """`check` of the tree that Hydra is working with, once per command line. hydra: if not in the tree."""
     hydra = root.hydra if hydra is None else hydra
     overrides = typed_lines(hydra)
     choices = OmegaConf.to_container(hydra.runtime.choices)

@@ -63,4 +63,3 @@ def decayed(model: nn.Module, norm_and_bias: bool) -> list[list[tuple[str, nn.Pa
     if norm_and_bias:
         return [named, []]
     return [[(n, p) for n, p in named if p.dim() > 1], [(n, p) for n, p in named if p.dim() <= 1]]
-

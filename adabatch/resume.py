@@ -8,7 +8,8 @@ from pathlib import Path
 
 from adabatch import checkpoint, plan, runs
 from adabatch.errors import UserError
-from adabatch.schedules.core import Setting, walk
+from adabatch.schedules.core import walk
+from adabatch.schedules.setting import Setting
 
 log = logging.getLogger("adabatch")
 

@@ -12,12 +12,10 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from adabatch import layers
 from adabatch.errors import UserError
-
-PAD = 16  # elements: every tensor in a flat buffer starts on a border of 64 bytes or more
+from adabatch.flat import Flat
 
 
 def cross_entropy(outputs, labels, label_smoothing: float = 0.0):
@@ -38,68 +36,6 @@ def errors(outputs, labels):
         return None
     wrong = (outputs.argmax(-1) != labels).double()
     return wrong.flatten(1).mean(1).sum() if wrong.dim() > 1 else wrong.sum()
-
-
-class Flat:
-    """Parameters, gradients and running statistics of a network as views of a few flat tensors.
-
-    One vector is zeroed, reduced, clipped and updated in a single operation each, and a gradient never moves:
-    autograd adds into the views. `groups` lists (name, parameter) per optimizer group; a group is one
-    contiguous range.
-    """
-
-    def __init__(self, model: nn.Module, groups: list[list[tuple[str, nn.Parameter]]]):
-        named = [pair for group in groups for pair in group]
-        self.params = self._pack([p for _, p in named])
-        self.grads = torch.zeros_like(self.params)
-        self.ranges, start = [], 0
-        for group in groups:
-            stop = start + sum(self._room(p) for _, p in group)
-            self.ranges.append((start, stop))
-            start = stop
-        for (_, p), view in zip(named, self._views(self.grads, [p for _, p in named])):
-            p.grad = view
-        norms = layers.ghost_layers(model)
-        self.running = self._adopt(norms, ("running_mean", "running_var"))
-        self.pending = self._adopt(norms, ("pending_mean", "pending_var"))
-        self.layout = [[name, list(p.shape), list(p.stride())] for name, p in named]
-
-    @staticmethod
-    def _room(t) -> int:
-        return -(-t.numel() // PAD) * PAD
-
-    @classmethod
-    def _views(cls, flat, tensors):
-        """Views of `flat` shaped and strided as `tensors`, so that channels_last weights stay so."""
-        start = 0
-        for t in tensors:
-            yield torch.as_strided(flat, t.shape, t.stride(), start)
-            start += cls._room(t)
-
-    @classmethod
-    def _pack(cls, tensors):
-        """A flat copy of dense tensors; each tensor's data becomes a view of it."""
-        if not tensors:
-            return torch.zeros(0)
-        flat = torch.zeros(sum(map(cls._room, tensors)), dtype=tensors[0].dtype, device=tensors[0].device)
-        for t, view in zip(tensors, cls._views(flat, tensors)):
-            view.copy_(t.detach())
-            t.data = view
-        return flat
-
-    @classmethod
-    def _adopt(cls, modules, names):
-        return cls._pack([getattr(module, name) for module in modules for name in names])
-
-    def vectors(self) -> list:
-        """One vector per group, with its gradient: what an elementwise optimizer updates in place of the
-        parameters."""
-        out = []
-        for start, stop in self.ranges:
-            vector = self.params[start:stop].detach()
-            vector.grad = self.grads[start:stop]
-            out.append(vector)
-        return out
 
 
 @dataclass(frozen=True)

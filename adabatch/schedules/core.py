@@ -1,8 +1,8 @@
 """Schedules: the batch size and learning rate at every position of a run (position = samples seen).
 
     planned(t) = base_batch * growth(t), rounded down to a multiple of `multiple`
-    batch(t)   = min(planned, cap)                       cap = min(max_batch, samples) rounded down to
-    `multiple` lr(t)      = base_lr * decay(t) * scaling(planned / lr_batch) * (batch / planned)^p * warmup(t)
+    batch(t)   = min(planned, cap)            cap = min(max_batch, samples) rounded down to `multiple`
+    lr(t)      = base_lr * decay(t) * scaling(planned / lr_batch) * (batch / planned)^p * warmup(t)
 
 p is the noise exponent of the optimizer (1 for SGD, 1/2 for Adam-type): growth that the cap forbids becomes
 decay of the learning rate with equal gradient noise. AdaBatch (Devarakonda, Naumov, Garland, arXiv
@@ -12,127 +12,11 @@ decay of the learning rate with equal gradient noise. AdaBatch (Devarakonda, Nau
 Everything here is plain Python: a plan needs no torch.
 """
 
-import bisect
-import copy
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 from adabatch.errors import UserError, suggest
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How one batch is trained. `divisor` is the size that its gradient is divided by: `batch_size`, but for
-    the last batch of a run, which is cut to end at the budget and keeps the divisor it would have had."""
-
-    batch_size: int
-    lr: float
-    divisor: int
-    stage: tuple = ()  # equal for positions under one batch size and one rule of the learning rate
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What one finished step tells the schedule. position: the batch's first sample. loss: mean over the
-    batch."""
-
-    position: int
-    setting: Setting
-    loss: float | None = None
-
-
-class Factor(ABC):
-    """One multiplier along a run: growth of the batch or decay of the learning rate."""
-
-    needs: frozenset = frozenset()  # what must be measured for it
-
-    def bind(self, samples: int, budget: int) -> "Factor":
-        """The same factor for a run of `budget` samples, `samples` in an epoch."""
-        return self
-
-    @abstractmethod
-    def __call__(self, position: float) -> float:
-        """The multiplier at a position in samples."""
-
-    def stage(self, position: float) -> int:
-        """Equal for positions between which the factor does not step."""
-        return 0
-
-    def milestones(self) -> list[int]:
-        """Positions at which it steps, within the run; empty where it never does."""
-        return []
-
-    def observe(self, seen: Observation) -> None:
-        """Closed-loop factors learn here."""
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Nothing to restore in a factor that is a function of position."""
-
-
-class Constant(Factor):
-    """1 at every position."""
-
-    def __call__(self, position: float) -> float:
-        return 1.0
-
-
-class Steps(Factor):
-    """Multiplied by `factor` at every milestone (inclusive).
-
-    every: epochs between milestones; every_samples: the same in samples; milestones: a list of epochs. At
-    most one of the three; none means a fifth of the run.
-    """
-
-    def __init__(
-        self,
-        factor: float,
-        every: float | None = None,
-        every_samples: int | None = None,
-        milestones: list[float] | None = None,
-    ):
-        given = {"every": every, "every_samples": every_samples, "milestones": milestones}
-        self.given = {name: value for name, value in given.items() if value is not None}
-        if len(self.given) > 1:
-            raise UserError(
-                f"a step factor takes one of every, every_samples, milestones; got {' and '.join(self.given)}"
-            )
-        if not factor > 0:
-            raise UserError(f"a step factor is positive, got factor={factor}")
-        for name, value in self.given.items():
-            if not (all(v > 0 for v in value) if name == "milestones" else value > 0):
-                raise UserError(f"{name} is positive, got {value}")
-        self.factor, self.at = factor, []
-
-    def bind(self, samples: int, budget: int) -> "Steps":
-        bound = copy.copy(self)
-        if "milestones" in self.given:
-            at = sorted(round(epoch * samples) for epoch in self.given["milestones"])
-        else:
-            distance = (
-                self.given.get("every_samples")
-                or self.given.get("every", max(budget / 5, 1) / samples) * samples
-            )
-            if distance < 1:
-                raise UserError(
-                    f"steps are at least one sample apart, got {self.given}, which is {distance:g} samples"
-                )
-            at = [round(k * distance) for k in range(1, math.ceil(budget / distance) + 1)]
-        bound.at = [position for position in at if position < budget]
-        return bound
-
-    def __call__(self, position: float) -> float:
-        return self.factor ** self.stage(position)
-
-    def stage(self, position: float) -> int:
-        return bisect.bisect_right(self.at, position)
-
-    def milestones(self) -> list[int]:
-        return list(self.at)
-
+from adabatch.schedules.factors import Constant
+from adabatch.schedules.setting import Observation, Setting
 
 SCALINGS = ("auto", "none", "linear", "sqrt")
 

@@ -5,7 +5,7 @@ momentum horizon in samples      B / (1 - m)
 weight decay per sample, SGD     lr * lambda / (B (1 - m));   decoupled (AdamW)     lr * lambda / B
 """
 
-from adabatch.schedules.core import Setting
+from adabatch.schedules.setting import Setting
 
 
 def coupled(setting: Setting, *, samples: int, momentum: float, weight_decay: float, decoupled: bool,
@@ -39,4 +39,5 @@ def rule(before: Setting, after: Setting, exponent: float) -> str:
     grown, moved = after.divisor / before.divisor, after.lr / before.lr
     named = {0.0: "no scaling", 1.0: "linear scaling", 0.5: "square-root scaling"}
     name = named.get(exponent, f"scaling power {exponent:g}")
-    return f"batch x{grown:.6g}, lr x{moved:.6g} ({name} x{grown**exponent:.6g}, the rest x{moved / grown**exponent:.6g})"
+    scaled = grown**exponent
+    return f"batch x{grown:.6g}, lr x{moved:.6g} ({name} x{scaled:.6g}, the rest x{moved / scaled:.6g})"

@@ -1,0 +1,190 @@
+"""What a run knows of itself while it trains: its position, its rows, its phases, and how they are saved."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from adabatch import checkpoint, layers, trackers
+from adabatch.build import Parts
+from adabatch.console import Progress
+from adabatch.errors import Diverged
+from adabatch.ledger import Ledger
+from adabatch.schedules.coupled import coupled, differences, rule
+from adabatch.schedules.setting import Setting
+
+
+class Record:
+    """The state of a training run beside its parts: everything that a checkpoint holds, and the rows on their
+    way."""
+
+    def __init__(self, config: dict, folder: Path, parts: Parts, ledger: Ledger):
+        self.config, self.folder, self.parts, self.ledger = config, Path(folder), parts, ledger
+        self.position, self.steps, self.trained, self.evaluated, self.micro_batch = 0, 0, 0, 0, 0
+        self.setting: Setting | None = None  # of the last batch
+        self.seconds = 0.0  # of training, up to the last step
+        self.phases: list[dict] = []
+        self.best: dict = {}  # smallest error by split
+        self.pending: list[dict] = []  # rows whose figures are still on the device
+        self.model, self.samples = parts.step.model, parts.schedule.samples
+        self.progress = Progress(parts.schedule.budget, config["epochs"] * parts.schedule.stretch)
+        self.trackers = trackers.build(config, self.folder, extra=(self.progress,))
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    def stamp(self, event: str, position: int) -> dict:
+        return {"event": event, "position": position, "epoch": position / self.samples, "step": self.steps}
+
+    def note_change(self, start: int, setting: Setting) -> None:
+        """Record a new stage: a phase of the summary, and what changed with the batch size."""
+        before, self.setting = self.setting, setting
+        if before is None or before.stage != setting.stage:
+            self.phases.append(
+                dict(
+                    start_position=start,
+                    batch_size=setting.divisor,
+                    lr=setting.lr,
+                    lr_end=setting.lr,
+                    steps=0,
+                    seconds=0.0,
+                )
+            )
+        if before is None or before.divisor == setting.divisor:
+            return
+        group = self.parts.step.optimizer.param_groups[0]
+        known = dict(
+            samples=self.samples,
+            momentum=group.get("momentum", 0.0) or 0.0,
+            weight_decay=group.get("weight_decay", 0.0),
+            decoupled="AdamW" in type(self.parts.step.optimizer).__name__,
+            ema=self.config["ema"],
+            micro_batch=self.micro_batch,
+            horizon=layers.HORIZON if layers.ghost_layers(self.model) else None,
+            world=self.parts.hardware.world,
+        )
+        changes = differences(coupled(before, **known), coupled(setting, **known))
+        text = rule(before, setting, self.parts.schedule.exponent)
+        self.fetch()
+        self.trackers.log(self.stamp("change", start) | {"changes": changes, "rule": text})
+
+    def note_step(self, start: int, skipped: int, setting: Setting, result) -> None:
+        """Queue the row of a finished step; its sums stay on the device until `fetch`."""
+        self.steps, self.trained = self.steps + 1, self.trained + setting.batch_size
+        self.position = start + setting.batch_size
+        seconds, phase = self.ledger.training(), self.phases[-1]
+        phase["steps"] += 1
+        phase["lr_end"] = setting.lr
+        phase["seconds"] += seconds - self.seconds
+        self.seconds = seconds
+        row = self.stamp("train", self.position) | dict(
+            batch_size=setting.batch_size,
+            micro_batch=result.micro_batch,
+            accumulation=result.passes,
+            world_size=self.parts.hardware.world,
+            lr=setting.lr,
+            train_loss=result.loss,
+            train_error=result.wrong,
+            seconds=seconds,
+        )
+        self.pending.append(row | ({"skipped": skipped} if skipped else {}))
+
+    def fetch(self) -> None:
+        """Read the queued sums (one wait for the device), log the rows, and stop at the first that is not
+        finite."""
+        if not self.pending:
+            return
+        rows, self.pending = self.pending, []
+        with self.ledger("compute"):  # a GPU may still be at it
+            losses = torch.stack([row["train_loss"] for row in rows]).tolist()
+            counted = rows[0]["train_error"] is not None
+            wrong = torch.stack([row["train_error"] for row in rows]).tolist() if counted else None
+        for i, row in enumerate(rows):
+            row["train_loss"] = losses[i] / row["batch_size"]
+            row["train_error"] = wrong[i] / row["batch_size"] if wrong else None
+            self.trackers.log(row)
+            if not math.isfinite(losses[i]):
+                raise self.diverged(
+                    f"the training loss is {losses[i]}", row["position"], row["lr"], row["batch_size"]
+                )
+
+    def diverged(self, what: str, position: int, lr: float, batch_size: int) -> Diverged:
+        return Diverged(
+            f"{what} at position {position} (epoch {position / self.samples:.3f}) under batch size "
+            f"{batch_size}, "
+            f"lr {lr:.6g}: lower schedule.base_lr, add schedule.warmup_epochs or clip_norm. The last good "
+            "checkpoint is kept."
+        )
+
+    # -- marks -------------------------------------------------------------------------------------
+
+    def evaluate(self, name: str, samples) -> dict:
+        """Rows of one evaluation, raw weights and average; returns the figures of the weights that count."""
+        self.fetch()
+        self.evaluated = self.position
+        step, average = self.parts.step, self.parts.average
+        chunk = max(self.micro_batch, 256)
+        with self.ledger("evaluation"):
+            for weights in ("raw", "ema") if average else ("raw",):
+                if weights == "ema":
+                    with average.in_place():
+                        loss, error = step.evaluate(samples, self.parts.prepare, self.parts.loss, chunk)
+                else:
+                    loss, error = step.evaluate(samples, self.parts.prepare, self.parts.loss, chunk)
+                seconds = self.ledger.training()
+                self.trackers.log(
+                    self.stamp("eval", self.position)
+                    | dict(split=name, weights=weights, eval_loss=loss, eval_error=error, seconds=seconds)
+                )
+            if error is not None and error < self.best.get(name, math.inf):
+                self.best[name] = error
+                if self.config["checkpoint"]["best"]:
+                    self.save_weights("best.pt")
+        return {"loss": loss, "error": error}
+
+    def state(self) -> dict:
+        setting = self.setting and [
+            self.setting.batch_size,
+            self.setting.lr,
+            self.setting.divisor,
+            list(self.setting.stage),
+        ]
+        average = self.parts.average
+        return dict(
+            position=self.position,
+            step=self.steps,
+            trained=self.trained,
+            evaluated=self.evaluated,
+            rows=self.trackers.rows,
+            micro_batch=self.micro_batch,
+            setting=setting,
+            phases=self.phases,
+            best=self.best,
+            ledger=self.ledger.read(),
+            model=self.model.state_dict(),
+            optimizer=self.parts.step.optimizer.state_dict(),
+            layout=self.parts.step.flat.layout,
+            schedule=self.parts.schedule.state_dict(),
+            average=average.state_dict() if average else None,
+        )
+
+    def save(self) -> None:
+        """Rows to disk first, then the checkpoint that counts them; nothing that is not finite is ever
+        saved."""
+        with self.ledger("checkpoint"):
+            self.fetch()
+            if not bool(torch.isfinite(self.parts.step.flat.params).all()):
+                s = self.setting
+                raise self.diverged(
+                    "a weight is not finite", self.position, s.lr if s else math.nan, s.divisor if s else 0
+                )
+            self.trackers.sync()
+            checkpoint.save(self.folder / "checkpoint.pt", self.state())
+            self.saved_at = self.ledger.clock()
+
+    def save_weights(self, name: str) -> None:
+        """A plain state_dict of the weights that are evaluated (the average where there is one)."""
+        if self.parts.average:
+            with self.parts.average.in_place():
+                checkpoint.save_weights(self.folder / name, self.model)
+        else:
+            checkpoint.save_weights(self.folder / name, self.model)
