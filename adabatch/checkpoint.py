@@ -86,7 +86,10 @@ def _read(path: Path, what: str):
     except Exception as error:  # a damaged file raises nearly anything
         lines = str(error).splitlines() or [type(error).__name__]
         # torch's first line advises to load what may run code; its reason stands below.
-        reason = next((line for line in lines if "WeightsUnpickler error" in line), lines[0]).strip()
+        marks = ("WeightsUnpickler error", "Trying to load unsupported")
+        reason = next((line for line in lines if any(mark in line for mark in marks)), lines[0]).strip()
+        if "weights_only" in reason:
+            reason = "it holds more than plain values and tensors"
         raise UserError(f"{path} is no readable {what} ({reason}): move it away, or name another") from error
 
 

@@ -78,8 +78,7 @@ def main(arguments=None) -> None:
     """The console script: exit code 0, 1 (failed) or 2 (the user's mistake)."""
     asked = parser().parse_args(arguments)
     try:
-        configs = {folder: checked(folder, asked.trust) for folder in asked.runs}
-        for folder, config in configs.items():
+        for folder, config in [(folder, checked(folder, asked.trust)) for folder in asked.runs]:
             if asked.device:
                 config["hardware"]["device"] = asked.device
             if asked.root:

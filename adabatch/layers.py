@@ -108,6 +108,25 @@ class _GhostNorm(torch.autograd.Function):
         return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None
 
 
+def _traced_norm(x, weight, bias, sizes, eps):
+    """The same in operations that torch.compile fuses: equal groups at once, a longer or shorter last one
+    apart."""
+    equal = len(sizes) - (sizes[-1] != sizes[0])
+    parts = [(0, equal, sizes[0])] + [(equal * sizes[0], 1, sizes[-1])] * (equal < len(sizes))
+    outs, means, variances = [], [], []
+    shape = [1, 1, -1] + [1] * (x.dim() - 2)
+    for start, count, size in parts:
+        groups = x[start : start + count * size].unflatten(0, (count, size)).to(weight.dtype)
+        axes = [1, *range(3, groups.dim())]
+        var, mean = torch.var_mean(groups, axes, correction=0, keepdim=True)
+        out = (groups - mean) * torch.rsqrt(var + eps) * weight.view(shape) + bias.view(shape)
+        outs.append(out.to(x.dtype).flatten(0, 1))
+        values = groups[0].numel() // len(weight)
+        means.append(mean.detach().view(count, -1))
+        variances.append(var.detach().view(count, -1) * (values / (values - 1)))
+    return torch.cat(outs), torch.cat(means), torch.cat(variances)
+
+
 def _channels_last(x) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
@@ -154,7 +173,8 @@ class GhostBatchNorm(nn.Module):
 
     def _normalise(self, x, sizes):
         if sizes[-1] > 1:
-            return _GhostNorm.apply(x, self.weight, self.bias, sizes, self.eps)
+            normalise = _traced_norm if torch.compiler.is_compiling() else _GhostNorm.apply
+            return normalise(x, self.weight, self.bias, sizes, self.eps)
         # The last group is one sample (only the last one can be): it has weight 0 in the statistics, which
         # are copied because backward wants them as they were.
         last = self._by_running_statistics(x[-1:], self.running_mean.clone(), self.running_var.clone())

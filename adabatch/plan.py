@@ -5,12 +5,18 @@ from adabatch.targets import make
 
 ADAM_TYPE = (
     "adam",
+    "adan",
+    "adabelief",
+    "yogi",
+    "novograd",
     "lamb",
     "rmsprop",
     "adagrad",
     "adadelta",
     "adafactor",
     "lion",
+    "sign",
+    "rprop",
     "sophia",
     "shampoo",
     "soap",

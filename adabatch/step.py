@@ -178,7 +178,9 @@ class Step:
             inputs, labels = samples.read(indices)
             labels = labels.to(self.hardware.device)
             with self.hardware.autocast():
-                outputs = self.forward(prepare(inputs))
+                outputs = self.model(
+                    prepare(inputs)
+                )  # not compiled: its shapes would each cost a compilation
             outputs = outputs.to(self.hardware.dtype)
             sums[0] += loss(outputs, labels).sum().double()
             wrong = errors(outputs, labels)

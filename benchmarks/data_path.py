@@ -2,9 +2,9 @@
 
     python benchmarks/data_path.py [--rounds 7] [--samples 10000] [--batches 128 1024] [--out data_path.json]
 
-Both make ready batches of the same CIFAR-shaped pictures (pad 4, random crop, horizontal flip, normalise) and no
-network is trained. Rounds alternate between the two, so that a busy machine slows both: read the ratios. Also timed:
-three ways to crop and flip, of which augment.py has the first.
+Both make ready batches of the same CIFAR-shaped pictures (pad 4, random crop, horizontal flip, normalise); no
+network is trained. Rounds alternate between the two, so that a busy machine slows both: read the ratios. Also
+timed: three ways to crop and flip, of which augment.py has the first.
 """
 
 import argparse

@@ -7,6 +7,7 @@ standard deviations in the worst of up to 4,000 figures (expected worst: 3.7).
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -248,3 +249,12 @@ def test_permutations_are_uniform(by):
     first = (orders.argsort(1)[:, :, None] < orders.argsort(1)[:, None, :]).float().mean(0)  # i before j
     off = first[~torch.eye(20, dtype=torch.bool)]
     assert (off - 0.5).abs().max() * 2 * times**0.5 < 5.5
+
+
+def test_a_permutation_is_the_order_of_its_62_bits():
+    """So many elements that their first 31 bits tie; an order by these alone would favour small indices."""
+    key, count = draws.key(1, draws.ORDER, 2), 200_000
+    counters = torch.arange(count)
+    first, second = ((draws.bits(key, 2 * counters + i) >> 1).numpy() for i in (0, 1))
+    assert len(np.unique(first)) < count
+    assert draws.permutation(key, count).tolist() == np.lexsort((second, first)).tolist()

@@ -125,3 +125,18 @@ def test_wrong_norm_gets_a_suggestion():
 def test_one_ghost_size_per_network():
     with pytest.raises(UserError, match=r"\[8, 16\]"):
         layers.ghost_size(torch.nn.Sequential(layers.norm("ghost", 2, 8), layers.norm("ghost", 2, 16)))
+
+
+@pytest.mark.parametrize("shape", [(96, 3, 4, 4), (100, 3, 4, 4), (112, 5), (20, 3, 2, 2)])
+def test_the_form_for_compilers_is_the_same_function(shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(shape[1], dtype=torch.float64, requires_grad=True)
+    sizes, grad = layers.group_sizes(shape[0], 32), torch.randn(shape, dtype=torch.float64)
+    found = []
+    for form in (layers._traced_norm, layers._GhostNorm.apply):
+        out, mean, var = form(x, weight, bias, sizes, 1e-5)
+        found.append((out, mean, var, *torch.autograd.grad(out, [x, weight, bias], grad)))
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)

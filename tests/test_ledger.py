@@ -73,10 +73,12 @@ def test_a_resumed_run_goes_on_counting(clock):
     clock.pass_(100)  # nobody runs
     second = Ledger(clock)
     clock.pass_(2)
+    with second("compute"):
+        clock.pass_(16)
     second.load_state_dict(state)
     with second("compute"):
         clock.pass_(7)
-    assert spent(second) == {"compute": 12, "other": 3}
+    assert spent(second) == {"compute": 28, "other": 3}
     assert set(second.state_dict()) == set(CAUSES)
 
 

@@ -26,10 +26,12 @@ def parameters(dtype):
 
 
 def train(optimizer, params, steps, start=0):
-    """Gradients that depend on the weights, and a learning rate that changes at every step."""
+    """Gradients that depend on the weights and are written in place, and a learning rate that changes."""
+    for p in params:
+        p.grad = torch.empty_like(p)
     for step in range(start, start + steps):
         for p in params:
-            p.grad = torch.sin(p.detach() * (step + 1)) + 0.1 * p.detach()
+            p.grad.copy_(torch.sin(p.detach() * (step + 1)) + 0.1 * p.detach())
         for group in optimizer.param_groups:
             group["lr"] = 0.1 / (1 + step % 7)
         optimizer.step()

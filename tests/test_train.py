@@ -227,6 +227,16 @@ def test_gradient_of_one_step_in_float32(tmp_path):
     assert difference(weights(tmp_path / "split"), weights(tmp_path / "whole")) <= 1e-5
 
 
+@pytest.mark.slow
+def test_compiled_is_the_same_function(tmp_path):
+    """Two batch sizes, a cut last batch, plain and compiled, in float64."""
+    few = (*SMALL, "epochs=0.4", "schedule=adabatch", "schedule.base_batch=32", "hardware.precision=fp64")
+    few += ("schedule.growth.every_samples=64", "model.ghost=16")
+    run(tmp_path / "plain", *few)
+    run(tmp_path / "compiled", *few, "hardware.compile=true")
+    assert difference(weights(tmp_path / "compiled"), weights(tmp_path / "plain")) <= 1e-9
+
+
 def test_plain_batch_norm_does_depend_on_the_cut(tmp_path):
     """The control of the test above: it can fail."""
     one = (*SMALL, "schedule.base_batch=96", "epochs=1", "model.norm=batch", "hardware.precision=fp64")

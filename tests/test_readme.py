@@ -1,0 +1,88 @@
+"""Every command of the README runs as it stands there, in the order it stands there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LINES = [
+    line[2:].split("   #")[0].strip()
+    for block in re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+# Shortened, not changed: the part of a command that makes it long. Everything else runs to its end as written.
+SHORT = {'make train ARGS="model=vgg schedule=adabatch"': ' dataset.limit=64 epochs=2"'}
+
+
+def shell(command: str, folder: Path, seconds: int = 280) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "WANDB_MODE": "offline", "GOMP_SPINCOUNT": "1000"}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=env, text=True, capture_output=True, timeout=seconds
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A copy of what a reader of the README has, without the environment: that one is used as it is."""
+    folder = tmp_path_factory.mktemp("readme") / "adabatch"
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv", ".tools", "outputs", "__pycache__", ".*_cache", ".hypothesis"
+    )
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    return folder
+
+
+def test_the_commands_are_found():
+    assert len(LINES) > 8 and "make train" in LINES and any(line.startswith("adabatch -m") for line in LINES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_run_one_after_the_other(place):
+    folder = place
+    for line in LINES:
+        if line.startswith("cd "):
+            folder = folder / line[3:]
+            continue
+        if line.startswith("make"):
+            continue  # below: they need the checkout's own environment
+        done = shell(line, folder)
+        assert done.returncode == 0, f"$ {line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(
+    not (ROOT / ".venv" / "adabatch-installed").exists(), reason="the checkout has no .venv of make's"
+)
+def test_make_lines_run():
+    """make test is what runs this; make train and its arguments are run here, in the checkout itself."""
+    for line in LINES:
+        if not line.startswith("make train"):
+            assert line in ("make test",) or not line.startswith("make")
+            continue
+        shorter = line[:-1] + SHORT[line] if line in SHORT else line
+        done = shell(shorter, ROOT)
+        assert done.returncode == 0, f"$ {shorter}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert "test error" in done.stdout  # also where a finished run is only reported
+
+
+def test_every_file_that_is_named_exists():
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_options_listed_are_those_there_are():
+    text = (ROOT / "README.md").read_text()
+    for group in ("model", "dataset", "schedule", "optimizer", "hardware"):
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{group}` |"))
+        named = set(re.findall(r"(?:^|, )([a-z0-9_]+)", re.sub(r"\([^)]*\)", "", row.split("|")[2]).strip()))
+        assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
