@@ -142,7 +142,8 @@ def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
         calm_threads()
         train = importlib.import_module("adabatch.train").train  # imports torch
         runs.write_json(folder / "environment.json", {"format": runs.FORMAT, **describe(config)})
-        summary = {"format": runs.FORMAT, **train(config, folder, told), **label}
+        summary = runs.Run(folder).summary  # written, but killed before the state was: nothing to train
+        summary = summary or {"format": runs.FORMAT, **train(config, folder, told), **label}
         runs.write_json(folder / "summary.json", summary)
         state, code, message = "finished", 0, None
     except BaseException as caught:
@@ -163,6 +164,8 @@ def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
         log.error(f"status.json could not be written: {full}")
     _report(folder)
     if error is None:
+        if (config.get("checkpoint") or {}).get("keep") == "none":
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
         seconds = time.monotonic() - began
         log.info(f"{_figures(summary)}\nfolder: {folder} ({seconds:.0f} s in all)\n{_next_steps(folder)}")
     elif reraise or not isinstance(error, (Exception, KeyboardInterrupt)):

@@ -156,8 +156,6 @@ def finish(run: Record) -> dict:
     run.trackers.sync()
     summary = {"format": runs.FORMAT, "version": __version__} | figures
     runs.write_json(run.folder / "summary.json", summary)
-    if not keep:
-        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
     return summary
 
 

@@ -266,3 +266,51 @@ def test_from_python_the_summary_comes_back_and_errors_are_raised(tmp_path, monk
         adabatch.run(["seed=2", "hydra.run.dir=named"])
     assert status(tmp_path / "named")["state"] == "diverged"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["named", "outputs"]
+
+
+def test_killed_between_the_summary_and_the_state_nothing_is_trained_again(stand_ins, tmp_path):
+    folder = tmp_path / "run"
+    run(folder)
+    status = runs.read_json(folder / "status.json")
+    runs.write_json(
+        folder / "status.json", status | {"state": "running", "owner": status["owner"] | {"pid": 1}}
+    )
+    summary, code = run(folder)
+    assert code == 0 and summary["final_test_error"] == SUMMARY["final_test_error"]
+    assert stand_ins.trained == 1 and runs.read_json(folder / "status.json")["state"] == "finished"
+
+
+def test_keep_none_removes_the_checkpoint_once_the_run_is_recorded_as_finished(stand_ins, tmp_path):
+    def behaviour(config, folder, stop):
+        (folder / "checkpoint.pt").write_text("state")
+        return dict(SUMMARY)
+
+    stand_ins.behaviour = behaviour
+    for keep, left in (("last", True), ("none", False)):
+        run(tmp_path / keep, checkpoint={"keep": keep})
+        assert (tmp_path / keep / "checkpoint.pt").exists() == left
+
+
+def test_from_python_with_the_real_training(tmp_path, monkeypatch):
+    """adabatch.run returns the summary, twice the same one, also inside a program that has its own loop."""
+    import adabatch
+
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        "epochs=0.05",
+        "hardware=cpu",
+        "hardware.threads=1",
+        "trackers.wandb.mode=disabled",
+        "checkpoint.keep=none",
+    ]
+    first = adabatch.run(overrides=asked)
+    assert first["samples"] == 72 and first["model"] == "convnet" and first["schedule"] == "fixed"
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert {"report.html", "curves.png", "config.yaml", "environment.json"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert not list(folder.glob("*.pt"))
+    assert adabatch.run(overrides=asked) == first
+    with pytest.raises(UserError, match="Did you mean 'epochs'"):
+        adabatch.run(overrides=["epoch=1"])

@@ -16,7 +16,8 @@ LINES = [
     for line in block.splitlines()
     if line.startswith("$ ")
 ]
-# Shortened, not changed: the part of a command that makes it long. Everything else runs to its end as written.
+# Shortened, not changed: the part of a command that makes it long. Everything else runs to its end as
+# written.
 SHORT = {'make train ARGS="model=vgg schedule=adabatch"': ' dataset.limit=64 epochs=2"'}
 
 

@@ -1,4 +1,5 @@
-"""What a run loads: the default one neither torch._dynamo nor torchvision nor scikit-learn, which cost seconds each."""
+"""What a run loads: the default one neither torch._dynamo nor torchvision nor scikit-learn, which cost
+seconds each."""
 
 import subprocess
 import sys

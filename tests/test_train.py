@@ -333,11 +333,6 @@ def test_divergence_names_position_and_setting_and_keeps_a_good_checkpoint(tmp_p
     assert all(torch.isfinite(t).all() for t in state["model"].values())
 
 
-def test_keep_none_leaves_no_weights(tmp_path):
-    run(tmp_path / "run", *SMALL, "epochs=1", "checkpoint.keep=none")
-    assert not list((tmp_path / "run").glob("*.pt")) and (tmp_path / "run" / "summary.json").is_file()
-
-
 def test_init_from_starts_at_the_weights_of_another_run(tmp_path):
     run(tmp_path / "first", *SMALL, "epochs=2")
     found = runs.read_json(tmp_path / "first" / "summary.json")
