@@ -26,7 +26,10 @@ def task(tree):
     folder = os.path.relpath(hydra.runtime.output_dir)
     overrides = config.typed_lines(hydra)
     if hydra.mode != RunMode.MULTIRUN:
-        summary, code = jobs.run_job(good.config, folder, overrides, good.notes)
+        places = [
+            line for line in hydra.overrides.hydra if line.startswith(("hydra.run.dir", "hydra.sweep.dir"))
+        ]
+        summary, code = jobs.run_job(good.config, folder, overrides, good.notes, places=places)
         results.append(code)
         return summary
     if hydra.launcher._target_.endswith(".BasicLauncher"):

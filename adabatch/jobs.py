@@ -20,7 +20,7 @@ from pathlib import Path
 from adabatch import runs
 from adabatch.environment import calm_threads, describe
 from adabatch.errors import Diverged, UserError
-from adabatch.outcome import Lost, outcome
+from adabatch.outcome import Lost, full, outcome
 from adabatch.owner import Owner
 
 log = logging.getLogger("adabatch")
@@ -57,14 +57,16 @@ class Stop:
             os.write(2, f"\n{self.reason}: saving at the next step (Ctrl-C again stops without)\n".encode())
 
 
-def run_job(config: dict, folder, overrides, notes=(), stop: Stop | None = None, reraise: bool = False):
+def run_job(
+    config: dict, folder, overrides, notes=(), stop: Stop | None = None, reraise: bool = False, places=()
+):
     """Trains, or goes on, or finds that all is done: (summary or None, exit code 0, 1, 2 or 130).
 
     config: resolved and checked. notes: lines for the log. reraise: errors are raised after they were
-    recorded.
+    recorded. places: Hydra's own overrides that name folders, as they belong to the command that resumes.
     """
     folder = Path(folder)
-    command = shlex.join(["adabatch", *overrides])
+    command = shlex.join(["adabatch", *overrides, *places])
     terminal()
     try:
         with stop or Stop() as stop:
@@ -155,13 +157,18 @@ def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
             if reraise or not isinstance(caught, Exception):
                 raise
             return None, code
-        if code == 1 and isinstance(caught, Exception) and not isinstance(caught, Diverged):
+        if (
+            code == 1
+            and isinstance(caught, Exception)
+            and not isinstance(caught, Diverged)
+            and not full(caught, folder)
+        ):
             log.error("".join(traceback.format_exception(caught)).rstrip())
         (log.warning if code == 130 else log.error)(message)
     try:
         owner.finish(state, message)
-    except OSError as full:
-        log.error(f"status.json could not be written: {full}")
+    except OSError as trouble:
+        log.error(f"status.json could not be written: {trouble}")
     _report(folder)
     if error is None:
         if (config.get("checkpoint") or {}).get("keep") == "none":
