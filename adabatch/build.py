@@ -130,11 +130,13 @@ def losses(config: dict):
 def optimizer(node: dict, model):
     """(Flat, optimizer). Our SGD is elementwise and gets a vector per group; others get the parameters
     themselves."""
-    groups = [g for g in optim.decayed(model, node.get("decay_norm_and_bias", True)) if g]
-    if not groups:
+    decays = ({}, {"weight_decay": 0.0})
+    split = zip(optim.decayed(model, node.get("decay_norm_and_bias", True)), decays)
+    kept = [(group, decay) for group, decay in split if group]
+    if not kept:
         raise UserError("the network has no trainable parameter")
+    groups, decays = zip(*kept)
     flat = Flat(model, groups)
-    decays = [{}, {"weight_decay": 0.0}] if len(groups) == 2 else [{}]
     ours = node["_target_"].startswith("adabatch.")
     members = [[vector] for vector in flat.vectors()] if ours else [[p for _, p in group] for group in groups]
     params = [{"params": m, **d} for m, d in zip(members, decays)]
@@ -186,3 +188,9 @@ def choose_micro_batch(parts: Parts) -> int:
     per_sample = parts.step.activation_bytes(samples) / samples
     fits = parts.hardware.activation_budget() / max(per_sample, 1) / unit
     return unit * 2 ** max(0, math.floor(math.log2(max(fits, 1))))
+
+
+def evaluation_chunk(micro_batch: int) -> int:
+    """Samples in one forward pass of an evaluation, which keeps no activations: more than in training, but
+    tied to it, so that a micro-batch chosen for little memory is heeded here too."""
+    return min(4 * micro_batch, max(micro_batch, 256))

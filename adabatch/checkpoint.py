@@ -124,9 +124,13 @@ def fit(model, weights: dict, what: str) -> None:
             tensor.copy_(weights[name])
 
 
-def weights_of(path: Path) -> dict:
-    """A plain state_dict from a file: of ours (its network's weights) or anybody's (names -> tensors)."""
-    path, names = Path(path), ("best.pt", "weights.pt", "checkpoint.pt")
+LAST = ("weights.pt", "checkpoint.pt")
+
+
+def weights_of(path: Path, names: tuple = LAST) -> dict:
+    """A plain state_dict from a file: of ours (its network's weights) or anybody's (names -> tensors). names:
+    what to look for, in this order, where the path is a run's folder."""
+    path = Path(path)
     if path.is_dir():
         found = [path / name for name in names if (path / name).is_file()]
         if not found:

@@ -58,6 +58,8 @@ def composer(config_dir: str | None = None):
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
 
+    _checked.clear()  # another composition may read other files
+    _schemas.clear()
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

@@ -5,10 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-from adabatch import runs
+from adabatch import runs, targets
 from adabatch.errors import UserError
 
-TRUSTED = ("adabatch.", "torch.")
+TRUSTED = tuple(f"adabatch.{part}." for part in ("models", "data", "schedules", "optim", "hardware", "step"))
+TRUSTED += ("torch.nn.", "torch.optim.")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,14 +32,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def foreign(node) -> list[str]:
-    """The `_target_`s in a configuration that are neither ours nor torch's: evaluating would run them."""
+    """The `_target_`s in a configuration that are no parts of ours or torch's: evaluating would run them."""
     if isinstance(node, list):
         return [name for item in node for name in foreign(item)]
     if not isinstance(node, dict):
         return []
     own = node.get("_target_")
-    found = [own] if isinstance(own, str) and not own.startswith(TRUSTED) else []
+    found = [] if own is None or _trusted(own) else [str(own)]
     return found + [name for value in node.values() for name in foreign(value)]
+
+
+def _trusted(target) -> bool:
+    """Whether a name stands for something that was defined where the name says:
+    `adabatch.data.cache.os.system` was not."""
+    if not isinstance(target, str) or not target.startswith(TRUSTED):
+        return False
+    defined = f"{getattr(targets.locate(target, '_target_'), '__module__', None)}."
+    return defined.startswith(TRUSTED)
 
 
 def checked(folder: str, trust: bool) -> dict:
@@ -56,17 +66,19 @@ def checked(folder: str, trust: bool) -> dict:
 def evaluate(folder, config: dict, split: str = "test", weights=None) -> dict:
     """{"run", "weights", "split", "samples", "loss", "error"} of one run; imports torch."""
     from adabatch import checkpoint
-    from adabatch.build import build
+    from adabatch.build import build, choose_micro_batch, evaluation_chunk
 
     source = Path(weights or folder)
-    kept = checkpoint.weights_of(source)
+    kept = checkpoint.weights_of(source, ("best.pt", *checkpoint.LAST))
     config["model"]["init_from"] = None
     parts = build(config)
     checkpoint.fit(parts.step.model, kept, str(source))
     samples = parts.data.test if split == "test" else parts.data.validation
     if samples is None:
         raise UserError(f"{folder} was trained without dataset.validation: --split test")
-    loss, error = parts.step.evaluate(samples, parts.prepare, parts.loss, chunk=256)
+    loss, error = parts.step.evaluate(
+        samples, parts.prepare, parts.loss, evaluation_chunk(choose_micro_batch(parts))
+    )
     for each in (parts.data.train, parts.data.test):
         each.close()
     return dict(

@@ -38,10 +38,11 @@ class Flat:
 
     @classmethod
     def _views(cls, flat, tensors):
-        """Views of `flat` shaped and strided as `tensors`, so that channels_last weights stay so."""
+        """Views of `flat` shaped as `tensors` and strided as dense copies of them: channels_last weights stay
+        so, a slice of something larger becomes whole."""
         start = 0
         for t in tensors:
-            yield torch.as_strided(flat, t.shape, t.stride(), start)
+            yield torch.as_strided(flat, t.shape, torch.empty_like(t).stride(), start)
             start += cls._room(t)
 
     @classmethod

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from adabatch import runs
 from adabatch.environment import calm_threads, describe
-from adabatch.errors import Diverged, UserError
-from adabatch.outcome import Lost, full, outcome
+from adabatch.errors import Diverged, Lost, UserError
+from adabatch.outcome import full, outcome
 from adabatch.owner import Owner
 
 log = logging.getLogger("adabatch")
@@ -129,7 +129,7 @@ def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
     """The run itself, every end of it recorded in status.json."""
 
     def told() -> str | None:
-        if owner.lost:
+        if owner.taken():
             raise Lost(f"{folder} was taken over by another process: stopping without saving")
         return stop.reason
 
@@ -140,12 +140,13 @@ def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
             log.info(note)
         runs.write_yaml(folder / "config.yaml", {"format": runs.FORMAT, **config})
         label = {"identity": runs.identity(config, runs.contents(config)), "overrides": overrides}
-        runs.write_yaml(folder / "overrides.yaml", {"format": runs.FORMAT, **label})
+        kept = {"format": runs.FORMAT, **label, "family": runs.family(config)}
+        runs.write_yaml(folder / "overrides.yaml", kept)
         calm_threads()
         train = importlib.import_module("adabatch.train").train  # imports torch
         runs.write_json(folder / "environment.json", {"format": runs.FORMAT, **describe(config)})
-        summary = runs.Run(folder).summary  # written, but killed before the state was: nothing to train
-        summary = summary or {"format": runs.FORMAT, **train(config, folder, told), **label}
+        done = runs.Run(folder).summary  # written, but killed before the state was: nothing to train
+        summary = {"format": runs.FORMAT, **(done or train(config, folder, told)), **label}
         runs.write_json(folder / "summary.json", summary)
         state, code, message = "finished", 0, None
     except BaseException as caught:

@@ -172,8 +172,8 @@ class GhostBatchNorm(nn.Module):
         return out
 
     def _normalise(self, x, sizes):
+        normalise = _traced_norm if torch.compiler.is_compiling() else _GhostNorm.apply
         if sizes[-1] > 1:
-            normalise = _traced_norm if torch.compiler.is_compiling() else _GhostNorm.apply
             return normalise(x, self.weight, self.bias, sizes, self.eps)
         # The last group is one sample (only the last one can be): it has weight 0 in the statistics, which
         # are copied because backward wants them as they were.
@@ -181,7 +181,7 @@ class GhostBatchNorm(nn.Module):
         nothing = last.new_zeros(1, len(self.weight), dtype=self.weight.dtype)
         if len(sizes) == 1:
             return last, nothing, nothing
-        out, mean, var = _GhostNorm.apply(x[:-1], self.weight, self.bias, sizes[:-1], self.eps)
+        out, mean, var = normalise(x[:-1], self.weight, self.bias, sizes[:-1], self.eps)
         return torch.cat([out, last]), torch.cat([mean, nothing]), torch.cat([var, nothing])
 
     def _by_running_statistics(self, x, mean, var):

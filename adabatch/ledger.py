@@ -16,7 +16,8 @@ class Ledger:
 
     def __init__(self, clock=time.perf_counter):
         self.clock, self.seconds, self.stack = clock, dict.fromkeys(CAUSES, 0.0), ["other"]
-        self.mark = clock()
+        self.mark = self.begun = clock()
+        self.earlier = 0.0  # wall seconds of earlier sittings
 
     def _charge(self) -> None:
         now = self.clock()
@@ -39,6 +40,10 @@ class Ledger:
         """Seconds by cause up to now; they add up to the wall time since the start."""
         self._charge()
         return dict(self.seconds)
+
+    def wall(self) -> float:
+        """Wall seconds of all sittings, told by the clock alone: what the causes must add up to."""
+        return self.earlier + self.clock() - self.begun
 
     def training(self) -> float:
         """Training wall time in seconds: evaluation, saving, the first compilation and set-up excluded."""

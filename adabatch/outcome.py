@@ -7,14 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from adabatch.errors import Diverged, Interrupted, UserError
+from adabatch.errors import Diverged, Interrupted, Lost, UserError
 from adabatch.owner import FULL
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
-
-
-class Lost(RuntimeError):
-    """Another process took the folder over; nothing may be written into it any more."""
 
 
 def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int, str]:

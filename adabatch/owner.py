@@ -128,6 +128,16 @@ class Owner:
         self._thread.start()
         return self
 
+    def taken(self) -> bool:
+        """Whether the folder was lost; asks the file itself where the heartbeat stood still (a suspended
+        machine)."""
+        if not self.lost and time.time() - self.record["heartbeat"] > 2 * BEAT:
+            try:
+                self._update("running", None)
+            except (OSError, UserError) as error:
+                log.debug(f"heartbeat: {error}")
+        return self.lost
+
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
             try:

@@ -5,13 +5,27 @@ from pathlib import Path
 
 import torch
 
-from adabatch import checkpoint, layers, trackers
-from adabatch.build import Parts
+from adabatch import __version__, checkpoint, layers, trackers
+from adabatch.build import Parts, evaluation_chunk
 from adabatch.console import Progress
 from adabatch.errors import Diverged
 from adabatch.ledger import Ledger
 from adabatch.schedules.coupled import coupled, differences, rule
 from adabatch.schedules.setting import Setting
+
+
+def made_by(hardware) -> dict:
+    """What the bits of a run depend on beside its configuration."""
+    versions = {"adabatch": __version__, "torch": str(torch.__version__)}
+    return versions | {"device": str(hardware.device), "threads": hardware.threads}
+
+
+def in_last_epoch(sums: list, row: dict, schedule) -> list:
+    """[sum of losses, samples] with those of a training row, if it belongs to the last epoch of the
+    budget."""
+    if row["event"] != "train" or row["position"] <= schedule.budget - schedule.samples:
+        return sums
+    return [sums[0] + row["train_loss"] * row["batch_size"], sums[1] + row["batch_size"]]
 
 
 class Record:
@@ -25,7 +39,9 @@ class Record:
         self.seconds = 0.0  # of training, up to the last step
         self.phases: list[dict] = []
         self.best: dict = {}  # smallest error by split
+        self.last_epoch = [0.0, 0]  # sum of the training losses, and samples, of the last epoch of the budget
         self.pending: list[dict] = []  # rows whose figures are still on the device
+        self.fetched_at = self.saved_at = ledger.clock()
         self.model, self.samples = parts.step.model, parts.schedule.samples
         self.progress = Progress(parts.schedule.budget, config["epochs"] * parts.schedule.stretch)
         self.trackers = trackers.build(config, self.folder, extra=(self.progress,))
@@ -38,6 +54,9 @@ class Record:
     def note_change(self, start: int, setting: Setting) -> None:
         """Record a new stage: a phase of the summary, and what changed with the batch size."""
         before, self.setting = self.setting, setting
+        if before is not None and before.stage != setting.stage:
+            self.fetch()
+            self.book()
         if before is None or before.stage != setting.stage:
             self.phases.append(
                 dict(
@@ -58,24 +77,34 @@ class Record:
             weight_decay=group.get("weight_decay", 0.0),
             decoupled="AdamW" in type(self.parts.step.optimizer).__name__,
             ema=self.config["ema"],
-            micro_batch=self.micro_batch,
             horizon=layers.HORIZON if layers.ghost_layers(self.model) else None,
             world=self.parts.hardware.world,
         )
-        changes = differences(coupled(before, **known), coupled(setting, **known))
+        cuts = [self.parts.step.cut(s.divisor) for s in (before, setting)]
+        cuts = [dict(micro_batch=max(p.stop - p.start for p in c), accumulation=len(c)) for c in cuts]
+        changes = differences(coupled(before, **known, **cuts[0]), coupled(setting, **known, **cuts[1]))
         text = rule(before, setting, self.parts.schedule.exponent)
-        self.fetch()
-        self.trackers.log(self.stamp("change", start) | {"changes": changes, "rule": text})
+        self.log(self.stamp("change", start) | {"changes": changes, "rule": text})
+
+    def log(self, row: dict) -> None:
+        with self.ledger("other"):  # a tracker's time is no training
+            self.trackers.log(row)
+
+    def book(self) -> float:
+        """Training seconds up to now; what has passed since the last call belongs to the phase in
+        progress."""
+        seconds = self.ledger.training()
+        self.phases[-1]["seconds"] += seconds - self.seconds
+        self.seconds = seconds
+        return seconds
 
     def note_step(self, start: int, skipped: int, setting: Setting, result) -> None:
         """Queue the row of a finished step; its sums stay on the device until `fetch`."""
         self.steps, self.trained = self.steps + 1, self.trained + setting.batch_size
         self.position = start + setting.batch_size
-        seconds, phase = self.ledger.training(), self.phases[-1]
+        seconds, phase = self.book(), self.phases[-1]
         phase["steps"] += 1
         phase["lr_end"] = setting.lr
-        phase["seconds"] += seconds - self.seconds
-        self.seconds = seconds
         row = self.stamp("train", self.position) | dict(
             batch_size=setting.batch_size,
             micro_batch=result.micro_batch,
@@ -91,6 +120,7 @@ class Record:
     def fetch(self) -> None:
         """Read the queued sums (one wait for the device), log the rows, and stop at the first that is not
         finite."""
+        self.fetched_at = self.ledger.clock()
         if not self.pending:
             return
         rows, self.pending = self.pending, []
@@ -101,7 +131,8 @@ class Record:
         for i, row in enumerate(rows):
             row["train_loss"] = losses[i] / row["batch_size"]
             row["train_error"] = wrong[i] / row["batch_size"] if wrong else None
-            self.trackers.log(row)
+            self.log(row)
+            self.last_epoch = in_last_epoch(self.last_epoch, row, self.parts.schedule)
             if not math.isfinite(losses[i]):
                 raise self.diverged(
                     f"the training loss is {losses[i]}", row["position"], row["lr"], row["batch_size"]
@@ -120,9 +151,8 @@ class Record:
     def evaluate(self, name: str, samples) -> dict:
         """Rows of one evaluation, raw weights and average; returns the figures of the weights that count."""
         self.fetch()
-        self.evaluated = self.position
-        step, average = self.parts.step, self.parts.average
-        chunk = max(self.micro_batch, 256)
+        self.evaluated = self.parts.schedule.start(self.position)
+        step, average, chunk = self.parts.step, self.parts.average, evaluation_chunk(self.micro_batch)
         with self.ledger("evaluation"):
             for weights in ("raw", "ema") if average else ("raw",):
                 if weights == "ema":
@@ -131,14 +161,17 @@ class Record:
                 else:
                     loss, error = step.evaluate(samples, self.parts.prepare, self.parts.loss, chunk)
                 seconds = self.ledger.training()
-                self.trackers.log(
+                self.log(
                     self.stamp("eval", self.position)
                     | dict(split=name, weights=weights, eval_loss=loss, eval_error=error, seconds=seconds)
                 )
-            if error is not None and error < self.best.get(name, math.inf):
-                self.best[name] = error
-                if self.config["checkpoint"]["best"]:
-                    self.save_weights("best.pt")
+            score = loss if error is None else error
+            better = score < self.best.get(name, math.inf)
+            if better:
+                self.best[name] = score
+            wanted = self.config["checkpoint"]["best"] and name == "validation"
+            if wanted and (better or not (self.folder / "best.pt").exists()):
+                self.save_weights("best.pt")
         return {"loss": loss, "error": error}
 
     def state(self) -> dict:
@@ -159,7 +192,10 @@ class Record:
             setting=setting,
             phases=self.phases,
             best=self.best,
+            last_epoch=self.last_epoch,
+            made_by=made_by(self.parts.hardware),
             ledger=self.ledger.read(),
+            wall=self.ledger.wall(),
             model=self.model.state_dict(),
             optimizer=self.parts.step.optimizer.state_dict(),
             layout=self.parts.step.flat.layout,
@@ -172,10 +208,14 @@ class Record:
         saved."""
         with self.ledger("checkpoint"):
             self.fetch()
-            if not bool(torch.isfinite(self.parts.step.flat.params).all()):
+            flat = self.parts.step.flat
+            if not bool(torch.isfinite(flat.params).all() and torch.isfinite(flat.running).all()):
                 s = self.setting
                 raise self.diverged(
-                    "a weight is not finite", self.position, s.lr if s else math.nan, s.divisor if s else 0
+                    "a weight or a running statistic is not finite",
+                    self.position,
+                    s.lr if s else math.nan,
+                    s.divisor if s else 0,
                 )
             self.trackers.sync()
             checkpoint.save(self.folder / "checkpoint.pt", self.state())

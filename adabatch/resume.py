@@ -1,34 +1,46 @@
-"""Going on: from a run's own checkpoint, or from that of a shorter run which would have trained the same up
-to there."""
+"""Going on: from a run's own checkpoint, or from that of a shorter run which trained the same up to there."""
 
+import json
 import logging
-import shutil
+import os
 from itertools import islice, zip_longest
 from pathlib import Path
 
 from adabatch import checkpoint, plan, runs
 from adabatch.errors import UserError
+from adabatch.ledger import NOT_TRAINING
+from adabatch.record import in_last_epoch
 from adabatch.schedules.core import walk
 from adabatch.schedules.setting import Setting
 
 log = logging.getLogger("adabatch")
+TAIL = 1 << 16  # bytes at the end of metrics.jsonl in which its last rows stand
 
 
-def restore(run, state: dict) -> None:
-    """Put a checkpoint's state into a freshly built run; rows logged after the checkpoint are dropped."""
-    parts = run.parts
+def restore(run, state: dict, made_by: dict) -> None:
+    """Put a checkpoint's state into a freshly built run; rows logged after the checkpoint are dropped.
+    made_by: what this process computes with; a difference ends the bitwise promise, and is said."""
+    parts, path = run.parts, run.folder / "checkpoint.pt"
     if state["layout"] != parts.step.flat.layout:
         raise UserError(
-            f"{run.folder / 'checkpoint.pt'} was written by another network or memory format than this "
-            "configuration builds: "
-            "restart=true starts anew and moves the old folder aside"
+            f"{path} was written by another network or memory format than this configuration builds: "
+            "restart=true "
+            "starts anew and moves the old folder aside"
         )
-    checkpoint.fit(parts.step.model, state["model"], str(run.folder / "checkpoint.pt"))
+    before = state["made_by"]
+    changed = [
+        f"{name} {before.get(name)} -> {made_by[name]}"
+        for name in made_by
+        if before.get(name) != made_by[name]
+    ]
+    if changed:
+        log.warning("resumed under other conditions, so no longer bit for bit: %s", ", ".join(changed))
+    checkpoint.fit(parts.step.model, state["model"], str(path))
     parts.step.optimizer.load_state_dict(state["optimizer"])
     parts.schedule.load_state_dict(state["schedule"])
     if parts.average:
         parts.average.load_state_dict(state["average"])
-    for name in ("position", "trained", "evaluated", "phases", "best"):
+    for name in ("position", "trained", "evaluated", "phases", "best", "last_epoch"):
         setattr(run, name, state[name])
     run.steps = state["step"]
     chosen = parts.hardware.micro_batch
@@ -36,45 +48,59 @@ def restore(run, state: dict) -> None:
     if state["setting"]:
         batch_size, lr, divisor, stage = state["setting"]
         run.setting = Setting(batch_size, lr, divisor, tuple(stage))
-    redone = lost_seconds(run.folder, state)
+    redone = lost_seconds(run.folder, state["ledger"])
     run.ledger.load_state_dict(state["ledger"])
     run.ledger.load_state_dict({"redone": redone})
+    run.ledger.earlier = state["wall"] + redone
     run.seconds = run.ledger.training()
     run.trackers.resume(run.position, state["rows"])
 
 
-def lost_seconds(folder: Path, state: dict) -> float:
+def lost_seconds(folder: Path, ledger: dict) -> float:
     """Training seconds of an earlier sitting after its last checkpoint, as far as its rows reached the
     disk."""
-    from adabatch.ledger import NOT_TRAINING
-
-    rows = runs.read_rows(folder)[state["rows"] :]
-    saved = sum(seconds for cause, seconds in state["ledger"].items() if cause not in NOT_TRAINING)
-    return max([0.0] + [row["seconds"] - saved for row in rows if row.get("seconds") is not None])
-
-
-def earlier(config: dict, run) -> dict | None:
-    """The checkpoint of the run equal in all but `epochs` that got furthest before the two schedules differ,
-    or None. Its rows are copied, so that the longer run's folder reads as if it had been asked for at
-    once."""
-    own = runs.identity(config | {"epochs": 0})
-    found = []
-    for folder in sorted(Path(run.folder).resolve().parent.iterdir()):
-        if (
-            not (folder / "checkpoint.pt").is_file()
-            or not (folder / "config.yaml").is_file()
-            or folder == run.folder.resolve()
-        ):
-            continue
+    path = Path(folder) / "metrics.jsonl"
+    if not path.is_file():
+        return 0.0
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = file.read().split(b"\n")
+    saved = sum(seconds for cause, seconds in ledger.items() if cause not in NOT_TRAINING)
+    for line in reversed(lines):
         try:
-            other = runs.Run(folder).config
-            if runs.identity(other | {"epochs": 0}) != own or other["epochs"] == config["epochs"]:
+            return max(0.0, json.loads(line)["seconds"] - saved)
+        except (ValueError, KeyError, TypeError):
+            continue  # torn, or a row without a time
+    return 0.0
+
+
+def earlier(config: dict, run, made_by: dict) -> dict | None:
+    """The checkpoint of the run equal in all but `epochs` that got furthest before the two schedules differ,
+    or None.
+
+    Only of a run by the same versions on the same device. Its rows are copied, so that the longer run's
+    folder reads as if it had been asked for at once. With checkpoint.best there is none: whose best weights
+    these are, is unknown.
+    """
+    if config["checkpoint"]["best"]:
+        return None
+    found = []
+    own, family = run.folder.resolve(), runs.family(config)
+    for folder in sorted(p.parent for p in own.parent.glob("*/checkpoint.pt") if p.parent != own):
+        try:
+            if runs.read_yaml(folder / "overrides.yaml").get("family") != family:
                 continue
-            state = checkpoint.load(folder / "checkpoint.pt")
-        except (UserError, KeyError, OSError, TypeError):
+            other, state = runs.Run(folder).config, checkpoint.load(folder / "checkpoint.pt")
+        except (UserError, OSError):
             continue  # a damaged neighbour is no reason not to train
-        if 0 < state["position"] < run.parts.schedule.budget and same_until(
-            config, other, run.samples, state["position"]
+        if other["epochs"] == config["epochs"]:
+            continue  # the same run in another folder
+        fits = state["layout"] == run.parts.step.flat.layout and state["made_by"] == made_by
+        fits = fits and run.parts.hardware.micro_batch in ("auto", state["micro_batch"])
+        if (
+            fits
+            and 0 < state["position"] < run.parts.schedule.budget
+            and same_until(config, other, run, state)
         ):
             found.append((state["position"], str(folder), folder, state))
     if not found:
@@ -82,21 +108,22 @@ def earlier(config: dict, run) -> dict | None:
     position, _, folder, state = max(found, key=lambda entry: entry[:2])
     with open(folder / "metrics.jsonl", "rb") as source, open(run.folder / "metrics.jsonl", "wb") as copy:
         copy.writelines(islice(source, state["rows"]))
-    if (folder / "best.pt").is_file() and config["checkpoint"]["best"]:
-        shutil.copyfile(folder / "best.pt", run.folder / "best.pt")
-    log.info("the first %.6g epochs are those of %s: going on from there", position / run.samples, folder)
+        copy.flush()
+        os.fsync(copy.fileno())
+    state["last_epoch"] = [0.0, 0]  # that of the longer run
+    for row in runs.read_rows(run.folder):
+        state["last_epoch"] = in_last_epoch(state["last_epoch"], row, run.parts.schedule)
+    log.info(
+        "the first %.6g epochs are those of %s: going on from there (W&B and TensorBoard show the rest only)",
+        position / run.samples, folder,
+    )  # fmt: skip
     return state
 
 
-def same_until(config: dict, other: dict, samples: int, position: int) -> bool:
-    """Whether two open-loop schedules train every batch before `position` alike."""
-    ours, theirs = (plan.schedule(c, samples) for c in (config, other))
+def same_until(config: dict, other: dict, run, state: dict) -> bool:
+    """Whether two open-loop schedules train every batch before the checkpoint's position alike."""
+    ours, theirs = (plan.schedule(c, run.samples) for c in (config, other))
     if ours.needs or theirs.needs:
         return False
-    pairs = zip_longest(walk(ours, position), walk(theirs, position))
-    return all(a is not None and b is not None and _figures(a) == _figures(b) for a, b in pairs)
-
-
-def _figures(step) -> tuple:
-    start, skipped, setting = step
-    return start, skipped, setting.batch_size, setting.lr, setting.divisor
+    pairs = zip_longest(walk(ours, state["position"]), walk(theirs, state["position"]))
+    return all(a == b for a, b in pairs)

@@ -46,6 +46,9 @@ EXCLUDED = (
     "hardware.micro_batch", "hardware.prefer", "compare", "timing",
 )  # fmt: skip
 
+# What is measured in a row or a summary; everything else is equal between equal runs.
+MEASURED = ("seconds", "train_seconds", "wall_seconds", "images_per_second", "peak_memory_bytes", "ledger")
+
 READABLE = 80  # characters of a folder's name before its hex; file systems allow 255
 
 
@@ -58,10 +61,13 @@ def excluded(key: str, listed=EXCLUDED) -> bool:
 def listed_for(config: dict) -> tuple:
     """The excluded keys that hold for this configuration.
 
-    Under plain batch norm the statistics depend on how a batch is cut, so everything about hardware counts.
+    Under plain batch norm the statistics depend on how a batch is cut, so everything about hardware counts;
+    so it does for networks that are not ours, which may hold one, or torch's dropout.
     """
     model = config.get("model") or {}
-    if model.get("norm") == "batch" or str(model.get("_target_")).startswith("adabatch.models.torchvision."):
+    target = str(model.get("_target_"))
+    ours = target.startswith("adabatch.") and not target.startswith("adabatch.models.torchvision.")
+    if model.get("norm") == "batch" or not ours:
         return tuple(entry for entry in EXCLUDED if not entry.startswith("hardware."))
     return EXCLUDED
 
@@ -74,11 +80,9 @@ def contents(config: dict) -> dict:
         return {}
     path = Path(source).expanduser()
     if path.is_dir():
-        summary = path / "summary.json"
-        digest = read_json(summary).get("weights_sha256") if summary.is_file() else None
-        path = path / "checkpoint.pt"
-        if digest:
-            return {"model.init_from": digest}
+        path = next(
+            (path / name for name in ("weights.pt", "checkpoint.pt") if (path / name).is_file()), path
+        )
     if not path.is_file():
         raise UserError(
             f"model.init_from={source}: there is no such file or run. Name a weights file or a run's folder."
@@ -109,6 +113,11 @@ def identity(config: dict, contents: dict | None = None) -> str:
 
     text = json.dumps(reduced(config, ""), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def family(config: dict) -> str:
+    """The identity that runs share which differ in nothing but `epochs`."""
+    return identity(config | {"epochs": 0}, contents(config))
 
 
 def _clean(text: str) -> str:

@@ -83,8 +83,7 @@ class Step:
         self.flat.grads.zero_()
         self.flat.pending.zero_()
         totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
-        rows = self.hardware.rows(batch, self.unit)
-        passes = self.hardware.micro_batches(rows, batch, self.unit, self.micro_batch)
+        passes = self.cut(batch)
         counted = True
         for part in passes:
             counted &= self._accumulate(start, part, setting, totals)
@@ -92,6 +91,11 @@ class Step:
         self._update(batch, setting.lr)
         largest = max((p.stop - p.start for p in passes), default=0)
         return StepResult(totals[0], totals[1] if counted else None, len(passes), largest)
+
+    def cut(self, batch: int) -> list[slice]:
+        """This rank's forward passes over a batch, as rows of it."""
+        rows = self.hardware.rows(batch, self.unit)
+        return self.hardware.micro_batches(rows, batch, self.unit, self.micro_batch)
 
     def _accumulate(self, start: int, part: slice, setting, totals) -> bool:
         """Add the gradients and sums of one micro-batch (rows `part` of the batch); False if it counts no

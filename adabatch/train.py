@@ -8,9 +8,9 @@ from pathlib import Path
 
 from adabatch import __version__, checkpoint, layers, runs
 from adabatch.build import Parts, build, choose_micro_batch
-from adabatch.errors import Interrupted, UserError
+from adabatch.errors import Interrupted, Lost, UserError
 from adabatch.ledger import Ledger
-from adabatch.record import Record
+from adabatch.record import Record, made_by
 from adabatch.resume import earlier, restore
 from adabatch.schedules.setting import Observation, Setting
 
@@ -69,26 +69,29 @@ def train(config: dict, folder: Path, stop=lambda: None) -> dict:
         state = (
             checkpoint.load(run.folder / "checkpoint.pt")
             if (run.folder / "checkpoint.pt").exists()
-            else earlier(config, run)
+            else None
+            if config["restart"]
+            else earlier(config, run, made_by(parts.hardware))
         )
         if state:
-            restore(run, state)
+            restore(run, state, made_by(parts.hardware))
             log.info("resumed at position %s (epoch %.2f)", f"{run.position:,}", run.position / run.samples)
         else:
             run.trackers.resume(0, 0)
             run.micro_batch = choose_micro_batch(parts)
         parts.step.micro_batch = run.micro_batch
         announce(run)
+        run.save()  # after a resume too: a second kill must not forget what the first one cost
         if not state:
-            run.save()
-            checkpoint.load(
-                run.folder / "checkpoint.pt"
-            )  # what cannot be read back should be known now, not after a kill
+            checkpoint.load(run.folder / "checkpoint.pt")  # what cannot be read back should be known now
         loop(run, stop)
         summary = finish(run)
         code = 0
     except Interrupted:
         code = 130
+        raise
+    except Lost:
+        run.trackers.forget()
         raise
     finally:
         parts.data.train.close()
@@ -104,9 +107,9 @@ def loop(run: Record, stop) -> None:
     eval_every = config["evaluate"]["every"] * run.samples
     log_every = config["log"]["every_samples"] or max(1, run.samples // 10)
     seconds = config["checkpoint"]["every_seconds"]
-    run.saved_at, shapes = ledger.clock(), set()
+    shapes = set()
     while not schedule.done(run.position):
-        if crossed(run.evaluated, run.position, eval_every):
+        if crossed(run.evaluated, schedule.start(run.position), eval_every):
             run.evaluate(*parts.data.evaluated())
         before = run.position
         start = schedule.start(before)
@@ -119,7 +122,7 @@ def loop(run: Record, stop) -> None:
                 parts.average.update(setting.batch_size)
         schedule.observe(Observation(start, setting))
         run.note_step(start, start - before, setting, result)
-        if crossed(before, run.position, log_every):
+        if crossed(before, run.position, log_every) or ledger.clock() - run.fetched_at > 2:
             run.fetch()
         if reason := stop():
             run.save()
@@ -162,8 +165,6 @@ def finish(run: Record) -> dict:
 def summary_figures(run: Record, errors: dict) -> dict:
     """The fields of summary.json. errors: the final error of each evaluated split."""
     run.trackers.sync()
-    rows = [row for row in runs.read_rows(run.folder) if row["event"] == "train"]
-    last = [row for row in rows if row["position"] > run.position - run.samples]  # the last epoch
     seconds, node = run.ledger.training(), run.config
     return dict(
         **{group: node["options"][group] for group in ("model", "dataset", "schedule")},
@@ -173,12 +174,12 @@ def summary_figures(run: Record, errors: dict) -> dict:
         samples=run.trained,
         parameters=sum(p.numel() for p in run.model.parameters()),
         final_test_error=errors.get("test"),
-        best_test_error=None if "validation" in errors else run.best.get("test"),
+        best_test_error=None if "validation" in errors or errors["test"] is None else run.best["test"],
         final_validation_error=errors.get("validation"),
-        best_validation_error=run.best.get("validation"),
-        final_train_loss=sum(row["train_loss"] * row["batch_size"] for row in last)
-        / sum(row["batch_size"] for row in last),
+        best_validation_error=None if errors.get("validation") is None else run.best["validation"],
+        final_train_loss=run.last_epoch[0] / run.last_epoch[1],
         train_seconds=seconds,
+        wall_seconds=run.ledger.wall(),
         images_per_second=run.trained / seconds,
         weights_sha256=checkpoint.sha256(run.model),
         peak_memory_bytes=run.parts.hardware.peak_memory(),

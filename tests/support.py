@@ -10,8 +10,6 @@ from adabatch import config as configuration
 from adabatch import runs
 
 QUIET = ("trackers.wandb.mode=disabled", "hardware=cpu", "hardware.threads=1")
-# What is measured in a row or a summary: everything else must be equal between equal runs.
-MEASURED = {"seconds", "train_seconds", "images_per_second", "peak_memory_bytes", "ledger"}
 SMALL = (
     "dataset=synthetic",
     "dataset.samples=300",
@@ -34,6 +32,7 @@ def run(folder, *overrides: str, stop=lambda: None) -> dict:
     Path(folder).mkdir(parents=True, exist_ok=True)
     config = resolved(*overrides)
     runs.write_yaml(Path(folder) / "config.yaml", {"format": runs.FORMAT, **config})
+    runs.write_yaml(Path(folder) / "overrides.yaml", {"format": runs.FORMAT, "family": runs.family(config)})
     return train(config, Path(folder), stop)
 
 
@@ -59,7 +58,7 @@ def die() -> None:
 def without_time(value):
     """The value with everything measured taken out."""
     if isinstance(value, dict):
-        return {k: without_time(v) for k, v in value.items() if k not in MEASURED}
+        return {k: without_time(v) for k, v in value.items() if k not in runs.MEASURED}
     if isinstance(value, list):
         return [without_time(v) for v in value]
     return value
@@ -67,11 +66,14 @@ def without_time(value):
 
 def outcome(folder) -> dict:
     """Everything of a finished run that must not depend on kills."""
-    weights = torch.load(Path(folder) / "weights.pt", weights_only=True)
+    files = [path for path in (Path(folder) / "weights.pt", Path(folder) / "best.pt") if path.exists()]
     return {
         "rows": without_time(runs.read_rows(folder)),
         "summary": without_time(runs.read_json(Path(folder) / "summary.json")),
-        "weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
+        "weights": [
+            {name: tensor.numpy().tobytes() for name, tensor in torch.load(path, weights_only=True).items()}
+            for path in files
+        ],
     }
 
 

@@ -8,6 +8,7 @@ import torch
 from support import SMALL, die, difference, killed, outcome, resolved, run
 
 from adabatch import checkpoint, runs
+from adabatch.build import build
 from adabatch.errors import Diverged, Interrupted, UserError
 from adabatch.train import crossed
 
@@ -161,15 +162,32 @@ def test_other_parts_resume_bitwise_too(tmp_path, kind):
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_more_epochs_go_on_from_the_shorter_run(tmp_path):
+def test_more_epochs_go_on_from_the_shorter_run(tmp_path, caplog):
     """Equal settings up to the end of the shorter run: its checkpoint is taken, and the result is that of one
     long run."""
     base = (*SMALL, "schedule.base_batch=20", "schedule.decay.every=2")
     run(tmp_path / "long" / "whole", *base, "epochs=4")
     run(tmp_path / "both" / "short", *base, "epochs=3")
-    run(tmp_path / "both" / "long", *base, "epochs=4")
+    with caplog.at_level("INFO", logger="adabatch"):
+        run(tmp_path / "both" / "long", *base, "epochs=4")
+    assert "the first 3 epochs are those of" in caplog.text
     assert outcome(tmp_path / "both" / "long") == outcome(tmp_path / "long" / "whole")
-    assert "going on from there" not in str(outcome(tmp_path / "long" / "whole"))
+    seconds = [
+        row["seconds"] for row in runs.read_rows(tmp_path / "both" / "long") if row["event"] == "train"
+    ]
+    short = [row["seconds"] for row in runs.read_rows(tmp_path / "both" / "short") if row["event"] == "train"]
+    assert seconds[: len(short)] == short  # copied, not trained again
+
+
+@pytest.mark.parametrize(
+    "change", [("seed=1",), ("schedule.base_lr=0.06",), ("hardware.micro_batch=16",), ("restart=true",)]
+)
+def test_a_run_that_differs_is_no_beginning(tmp_path, caplog, change):
+    base = (*SMALL, "schedule.base_batch=32", "schedule.decay.every=2", "hardware.micro_batch=32")
+    run(tmp_path / "short", *base, "epochs=1")
+    with caplog.at_level("INFO", logger="adabatch"):
+        run(tmp_path / "long", *base, *change, "epochs=1.5")
+    assert "going on from there" not in caplog.text
 
 
 def test_more_epochs_start_anew_where_the_schedules_differ(tmp_path, caplog):
@@ -182,16 +200,20 @@ def test_more_epochs_start_anew_where_the_schedules_differ(tmp_path, caplog):
 
 # -- the cut never enters the mathematics ----------------------------------------------------------
 
+# Batches of 36 = 16 + 20 (the remainder joins) and 72 = 4 x 16 + 8 (a group of its own): each micro-batch
+# below cuts one.
 CUT = (
     *SMALL,
-    "epochs=14",
+    "epochs=32",
     "schedule=adabatch",
-    "schedule.base_batch=16",
-    "schedule.max_batch=64",
+    "schedule.base_batch=36",
+    "schedule.max_batch=72",
     "model.ghost=16",
-    "schedule.growth.every=8",
-    "schedule.decay.every=8",
-    "evaluate.every=20",
+    "schedule.growth.every=16",
+    "schedule.decay.every=16",
+    "evaluate.every=40",
+    "model.dropout=0.1",
+    "dataset.augment.pad=1",
 )
 
 
@@ -199,32 +221,55 @@ def weights(folder):
     return torch.load(folder / "weights.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("micro", [16, 40, 64])
-def test_micro_batches_change_nothing_in_float64(tmp_path, micro):
-    """Over 200 steps across a change of batch: 1e-10 (systems that average micro-batch means fail at the
-    tails)."""
-    exact = (*CUT, "hardware.precision=fp64")
-    whole = run(tmp_path / "whole", *exact, "hardware.micro_batch=4096")
-    assert whole["steps"] > 200 and [p["batch_size"] for p in whole["phases"]] == [16, 32]
-    split = run(tmp_path / "split", *exact, f"hardware.micro_batch={micro}")
-    assert difference(weights(tmp_path / "split"), weights(tmp_path / "whole")) <= 1e-10
-    assert split["steps"] == whole["steps"]
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uncut") / "run"
+    whole = run(folder, *CUT, "hardware.precision=fp64", "hardware.micro_batch=4096")
+    assert whole["steps"] >= 200 and [p["batch_size"] for p in whole["phases"]] == [36, 72]
+    return folder
 
 
-def test_gradient_of_one_step_in_float32(tmp_path):
-    """One step from equal weights, batch 96 in one pass or six."""
-    one = (
-        *SMALL,
-        "schedule.base_batch=96",
-        "epochs=0.32",
-        "model.ghost=16",
-        "optimizer.momentum=0",
-        "schedule.base_lr=1.0",
-        "optimizer.weight_decay=0",
-    )
-    assert run(tmp_path / "whole", *one, "hardware.micro_batch=96")["steps"] == 1
-    run(tmp_path / "split", *one, "hardware.micro_batch=16")
-    assert difference(weights(tmp_path / "split"), weights(tmp_path / "whole")) <= 1e-5
+@pytest.mark.parametrize("micro, passes", [(16, {2, 5}), (32, {1, 3}), (48, {1, 2})])
+def test_micro_batches_change_nothing_in_float64(uncut, tmp_path, micro, passes):
+    """Over 200 steps across a change of batch: 1e-10. A mean of micro-batch means fails at the uneven
+    cuts."""
+    run(tmp_path / "split", *CUT, "hardware.precision=fp64", f"hardware.micro_batch={micro}")
+    rows = [row for row in runs.read_rows(tmp_path / "split") if row["event"] == "train"]
+    assert passes <= {row["accumulation"] for row in rows} and max(passes) > 1
+    (change,) = [row for row in runs.read_rows(tmp_path / "split") if row["event"] == "change"]
+    seen = {row["batch_size"]: (row["micro_batch"], row["accumulation"]) for row in rows[:-1]}
+    said = change["changes"]
+    assert [seen[36], seen[72]] == list(zip(said["micro_batch"], said["accumulation"]))
+    assert difference(weights(tmp_path / "split"), weights(uncut)) <= 1e-10
+
+
+@pytest.mark.parametrize("batch, ghost", [(96, 16), (100, 16), (35, 2)])
+def test_gradient_of_one_step_in_float32(batch, ghost):
+    """From equal weights, the batch in one pass or in many; 35 = 16 groups of 2, then 3: none of one
+    sample."""
+    found = []
+    for micro in (4096, 16):
+        parts = build(resolved(*SMALL, f"schedule.base_batch={batch}", f"model.ghost={ghost}"))
+        parts.step.micro_batch = micro
+        result = parts.step(0, parts.schedule(0))
+        found.append((parts.step.flat.grads.clone(), parts.step.flat.running.clone(), result.passes))
+    (whole, running, _), (split, moved, passes) = found
+    assert passes > 1
+    assert ((split - whole).abs().max() / whole.abs().max()).item() <= 1e-5
+    assert ((moved - running).abs().max() / running.abs().max()).item() <= 1e-5
+
+
+def test_a_last_group_of_one_sample_is_cut_alike():
+    """Ghost 2 and 33 samples: the 33rd is normalised by the running statistics, whichever pass it is in."""
+    found = []
+    for micro in (4096, 8):
+        parts = build(resolved(*SMALL, "schedule.base_batch=33", "model.ghost=2", "hardware.precision=fp64"))
+        parts.step.micro_batch = micro
+        result = parts.step(0, parts.schedule(0))
+        found.append((parts.step.flat.grads.clone(), parts.step.flat.running.clone(), result.passes))
+    assert found[0][2] == 1 < found[1][2]
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.slow
@@ -287,21 +332,107 @@ def test_weights_hash_is_reproducible_by_hand(uninterrupted):
     assert digest == runs.read_json(uninterrupted / "summary.json")["weights_sha256"]
 
 
-def test_ledger_adds_up_and_redone_is_booked(tmp_path):
+def test_ledger_adds_up_to_the_wall_and_redone_is_booked(tmp_path):
+    """Killed with rows on the disk and no checkpoint since the start, then once more right after the
+    resume."""
     rare = (*FULL, "checkpoint.every_seconds=1000", "log.every_samples=16")
-    killed(tmp_path / "run", *rare, arrange=kill_at_step(30))
+
+    def rows_to_disk_then_die():
+        kill_at_step(30)()
+        from adabatch.trackers.jsonl import Jsonl
+
+        make = Jsonl.__init__
+        Jsonl.__init__ = lambda self, path, every=0.0: make(self, path, 0.0)
+
+    killed(tmp_path / "run", *rare, arrange=rows_to_disk_then_die)
+    lost = runs.read_rows(tmp_path / "run")[-1]["seconds"]
+    killed(tmp_path / "run", *rare, arrange=kill_at_step(1))
     summary = run(tmp_path / "run", *rare)
     causes = summary["ledger"]
-    assert (
-        causes["compute"] > 0 and causes["data"] > 0 and causes["evaluation"] > 0 and causes["checkpoint"] > 0
+    assert all(causes[cause] > 0 for cause in ("compute", "data", "evaluation", "checkpoint", "other"))
+    assert causes["redone"] >= lost * 0.999 > 0
+    assert sum(causes.values()) == pytest.approx(summary["wall_seconds"], rel=0.01)
+    assert summary["train_seconds"] < summary["wall_seconds"]
+
+
+VALIDATED = (*FULL, "dataset.validation=60", "checkpoint.best=true", "dataset.samples=360")
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("validated") / "run"
+    run(folder, *VALIDATED)
+    return folder
+
+
+def kill_before(name: str):
+    """Before the file `name` of the end of a run comes into being."""
+
+    def arrange():
+        replace = os.replace
+        os.replace = lambda source, target: die() if str(target).endswith(name) else replace(source, target)
+
+    return arrange
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "summary.json", "best.pt"])
+def test_killed_at_the_end_and_repeated_is_bitwise_equal(validated, tmp_path, name):
+    killed(tmp_path / "run", *VALIDATED, arrange=kill_before(name))
+    run(tmp_path / "run", *VALIDATED)
+    assert outcome(tmp_path / "run") == outcome(validated)
+
+
+@pytest.mark.parametrize("step", [20, 33])
+def test_killed_with_a_validation_split_the_best_weights_are_the_same(validated, tmp_path, step):
+    killed(tmp_path / "run", *VALIDATED, "checkpoint.every_seconds=0.05", arrange=kill_at_step(step))
+    run(tmp_path / "run", *VALIDATED)
+    assert outcome(tmp_path / "run") == outcome(validated)
+
+
+def test_killed_under_compat_nvlabs(tmp_path):
+    few = (
+        *SMALL,
+        "epochs=4",
+        "schedule.base_batch=128",
+        "schedule.compat=nvlabs",
+        "checkpoint.every_seconds=0",
     )
-    assert summary["train_seconds"] == pytest.approx(
-        sum(
-            causes[c]
-            for c in ("compute", "data", "exposed_communication", "resize", "recompile", "measuring")
-        ),
-        rel=0.01,
-    )
+    run(tmp_path / "whole", *few)
+    evaluations = [row for row in runs.read_rows(tmp_path / "whole") if row["event"] == "eval"]
+    assert [row["step"] for row in evaluations] == [
+        2,
+        4,
+        6,
+        8,
+    ]  # at each epoch's end, before the next one's first batch
+    for step in (2, 3, 4):
+        killed(tmp_path / f"run{step}", *few, arrange=kill_at_step(step))
+        run(tmp_path / f"run{step}", *few)
+        assert outcome(tmp_path / f"run{step}") == outcome(tmp_path / "whole")
+
+
+def test_bf16_trains(tmp_path):
+    run(tmp_path / "bf16", *SMALL, "epochs=2", "hardware.precision=bf16")
+    run(tmp_path / "fp32", *SMALL, "epochs=2")
+    losses = [runs.read_json(tmp_path / p / "summary.json")["final_train_loss"] for p in ("bf16", "fp32")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1) and losses[0] != losses[1]
+
+
+def test_two_owners_never_mix_their_rows(tmp_path):
+    """A run that lost its folder drops what it had not written, instead of writing it into the new owner's
+    file."""
+    from adabatch.errors import Lost
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 20:
+            (tmp_path / "run" / "metrics.jsonl").write_text("")  # the new owner began anew
+            raise Lost("taken over")
+
+    calls = []
+    with pytest.raises(Lost):
+        run(tmp_path / "run", *FULL, "checkpoint.every_seconds=1000", stop=stop)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 
 
 def test_validation_split_keeps_the_test_set_for_the_end(tmp_path):

@@ -15,7 +15,7 @@ Everything here is plain Python: a plan needs no torch.
 import math
 
 from adabatch.errors import UserError, suggest
-from adabatch.schedules.factors import Constant
+from adabatch.schedules.factors import Constant, Steps
 from adabatch.schedules.setting import Observation, Setting
 
 SCALINGS = ("auto", "none", "linear", "sqrt")
@@ -164,6 +164,10 @@ class Schedule:
                     f"{self.epochs:g} epochs "
                     f"(growth at epochs {[p / self.samples for p in positions]}, cap {self.cap})"
                 )
+        if isinstance(self.decay, Steps) and not self.decay.milestones() and not self.warmup_epochs:
+            found.append(
+                f"schedule.decay never steps in {self.epochs:g} epochs: it has no effect in this run"
+            )
         if self.base_batch > self.cap:
             found.append(
                 f"base_batch={self.base_batch} is above the cap {self.cap}: the learning rate is lowered "

@@ -8,12 +8,22 @@ weight decay per sample, SGD     lr * lambda / (B (1 - m));   decoupled (AdamW) 
 from adabatch.schedules.setting import Setting
 
 
-def coupled(setting: Setting, *, samples: int, momentum: float, weight_decay: float, decoupled: bool,
-            ema: float | None, horizon: float | None, micro_batch: int, world: int) -> dict:  # fmt: skip
+def coupled(
+    setting: Setting,
+    *,
+    samples: int,
+    momentum: float,
+    weight_decay: float,
+    decoupled: bool,
+    ema: float | None,
+    horizon: float | None,
+    micro_batch: int,
+    accumulation: int,
+    world: int,
+) -> dict:
     """Every coupled quantity under one setting. ema: half-life in samples; horizon: of running statistics, in
-    samples (None where there are none)."""
+    samples (None where there are none). micro_batch, accumulation: largest forward pass, and how many."""
     batch = setting.divisor
-    rows = -(-batch // world)
     per_sample = setting.lr * weight_decay / batch / (1.0 if decoupled else 1 - momentum)
     return {
         "batch_size": batch,
@@ -23,8 +33,8 @@ def coupled(setting: Setting, *, samples: int, momentum: float, weight_decay: fl
         "weight_decay_per_sample": per_sample if weight_decay else None,
         "ema_half_life_samples": ema,
         "running_statistics_horizon_samples": horizon,
-        "micro_batch": min(micro_batch, rows),
-        "accumulation": -(-rows // micro_batch),
+        "micro_batch": micro_batch,
+        "accumulation": accumulation,
         "world_size": world,
     }
 

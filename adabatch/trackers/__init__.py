@@ -80,6 +80,10 @@ class Trackers:
         for tracker in self.others:
             tracker.sync()
 
+    def forget(self) -> None:
+        """Nothing more is written to metrics.jsonl: another process owns the folder."""
+        self.jsonl.forget()
+
     def close(self, exit_code: int = 0) -> None:
         """Close all of them, whatever happens to one. Raises the OSError of metrics.jsonl at the very end."""
         try:

@@ -110,6 +110,10 @@ class Jsonl:
         self._stored += sum(map(len, self._lines))
         self._lines, self._written = [], 0
 
+    def forget(self) -> None:
+        """Drop what is not on the disk: the file belongs to another process now."""
+        self._lines, self._written = [], 0
+
     def close(self, exit_code: int = 0) -> None:
         self.sync()
 
