@@ -254,7 +254,7 @@ def test_the_folder_follows_from_the_checked_configuration(mine, tmp_path):
 def test_paths_with_equal_signs_and_plus_need_no_quotes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model=vgg-12345678").mkdir()
-    runs.write_json(tmp_path / "model=vgg-12345678" / "summary.json", {"weights_sha256": "ab"})
+    (tmp_path / "model=vgg-12345678" / "weights.pt").write_bytes(b"weights")
     assert checked("model.init_from=model=vgg-12345678").config["model"]["init_from"] == "model=vgg-12345678"
     assert "no such file" in refused("model.init_from=none")
     assert config.lenient(["+model.width=3", "+seed=3", "a='b=c'"]) == [
@@ -282,3 +282,17 @@ def test_errors_of_the_program_are_not_explained_away():
         raise RuntimeError("outer") from UserError("what the user did")
     except RuntimeError as error:
         assert mistakes.explain(error, []) == "what the user did"
+
+
+def test_an_edited_yaml_is_read_anew(tmp_path):
+    """In a notebook the same overrides may mean something else the second time."""
+    (tmp_path / "schedule").mkdir()
+    text = (config.conf_dir() / "schedule" / "fixed.yaml").read_text()
+    names = []
+    for lr in ("0.05", "0.07"):
+        (tmp_path / "schedule" / "mine.yaml").write_text(text.replace("base_lr: 0.05", f"base_lr: {lr}"))
+        with config.composer(str(tmp_path)):
+            found = config.checked(config.load(["schedule=mine"]))
+        assert found.config["schedule"]["base_lr"] == float(lr)
+        names.append(found.name)
+    assert names[0] != names[1]

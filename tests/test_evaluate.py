@@ -37,6 +37,11 @@ def test_several_runs_and_other_weights(finished, capsys):
     "change, message",
     [
         (lambda c: c["model"].update(_target_="os.system"), "names code outside adabatch: os.system"),
+        (
+            lambda c: c["dataset"].update(_target_="adabatch.data.cache.os.system"),
+            "adabatch.data.cache.os.system",
+        ),
+        (lambda c: c["loss"].update(_target_="torch.hub.load"), "torch.hub.load"),
         (lambda c: c["loss"].update(_target_="mine.loss"), "--trust"),
         (lambda c: c["model"].update(width=8), "does not fit this network"),
     ],

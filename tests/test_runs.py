@@ -11,7 +11,7 @@ from adabatch import runs
 from adabatch.errors import UserError
 
 CONFIG = {
-    "model": {"_target_": "m.Net", "norm": "ghost", "init_from": None},
+    "model": {"_target_": "adabatch.models.vgg.Vgg", "norm": "ghost", "init_from": None},
     "dataset": {"_target_": "d.load", "root": "/a", "cache": None, "download": True, "limit": None},
     "schedule": {"_target_": "s.Schedule", "base_lr": 0.05, "growth": {"factor": 2}},
     "hardware": {"device": "auto", "precision": "fp32", "threads": 2, "micro_batch": "auto", "processes": 1},
@@ -86,15 +86,14 @@ def test_weights_to_start_from_enter_by_content(tmp_path):
     (tmp_path / "b.pt").write_bytes(b"weights")
     (tmp_path / "c.pt").write_bytes(b"others")
     (tmp_path / "run").mkdir()
-    runs.write_json(tmp_path / "run" / "summary.json", {"weights_sha256": "abc"})
+    (tmp_path / "run" / "weights.pt").write_bytes(b"others")
 
     def of(name):
         config = changed("model.init_from", str(tmp_path / name))
         return runs.identity(config, runs.contents(config))
 
     assert of("a.pt") == of("b.pt") != of("c.pt")
-    assert runs.contents(changed("model.init_from", str(tmp_path / "run"))) == {"model.init_from": "abc"}
-    assert len({of("a.pt"), of("run"), runs.identity(CONFIG)}) == 3
+    assert of("run") == of("c.pt") and len({of("a.pt"), of("run"), runs.identity(CONFIG)}) == 3
     with pytest.raises(UserError, match="no such file or run"):
         of("none.pt")
 
@@ -225,3 +224,16 @@ def test_a_run_is_read_from_its_folder(tmp_path):
     runs.write_json(tmp_path / "summary.json", {"format": 1, "steps": 5})
     assert run.config == {"seed": 3} and run.overrides == ["seed=3"] and run.identity == "0a"
     assert run.state == "finished" and run.summary["steps"] == 5 and run.state in runs.STATES
+
+
+@pytest.mark.parametrize("target", ["mine.Net", "adabatch.models.torchvision.Torchvision"])
+def test_hardware_counts_where_a_network_may_depend_on_the_cut(target):
+    """Networks that are not ours may hold plain batch norm or torch's dropout; nobody knows before they are
+    built."""
+    theirs = changed("model._target_", target)
+    cut = changed("model._target_", target) | {"hardware": CONFIG["hardware"] | {"micro_batch": 8}}
+    assert runs.identity(theirs) != runs.identity(cut)
+
+
+def test_a_family_shares_all_but_the_epochs():
+    assert runs.family(changed("epochs", 3)) == runs.family(CONFIG) != runs.family(changed("seed", 1))
