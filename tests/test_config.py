@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from adabatch import config, mistakes, runs, targets
+from adabatch import config, mistakes, targets
 from adabatch.errors import UserError
 
 
