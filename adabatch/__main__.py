@@ -45,7 +45,13 @@ def task(tree):
 
 def main() -> None:
     """The console script. Exit codes: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
-    sys.exit(command(sys.argv[1:]))
+    try:
+        code = command(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `adabatch --help | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 def command(arguments: list[str]) -> int:

@@ -92,9 +92,24 @@ def _finished(config: dict, folder: Path) -> dict | None:
         return None
     _same_run(config, run)
     log.info(f"finished already (restart=true runs it again)\n{_figures(summary)}\nfolder: {folder}")
+    if lacks := lacking(config, folder):
+        log.warning(
+            f"this run was made without what is asked for now ({', '.join(lacks)}): restart=true makes it "
+            "again"
+        )
     if not (folder / "report.html").is_file():
         _report(folder)
     return summary
+
+
+def lacking(config: dict, folder: Path) -> list[str]:
+    """What the configuration asks of a finished run that its folder does not have."""
+    asked = {
+        "checkpoint.best": ((config.get("checkpoint") or {}).get("best"), "best.pt"),
+        "checkpoint.keep": ((config.get("checkpoint") or {}).get("keep") == "last", "weights.pt"),
+        "trackers.tensorboard": ((config.get("trackers") or {}).get("tensorboard"), "tensorboard"),
+    }
+    return [key for key, (wanted, name) in asked.items() if wanted and not (folder / name).exists()]
 
 
 def _claim(config: dict, folder: Path) -> Owner:

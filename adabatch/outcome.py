@@ -44,6 +44,13 @@ def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int
     ):
         remedy = "A smaller hardware.micro_batch changes nothing but the memory it takes."
         return "out_of_memory", 1, f"out of memory ({text.splitlines()[0]}). {remedy} {again}"
+    if "does not have a deterministic implementation" in str(error):
+        remedy = "hardware.deterministic=false runs it, and then repeated runs differ in their last bits."
+        return (
+            "failed",
+            1,
+            f"an operation of this network has no deterministic form on the GPU: {text}. {remedy}",
+        )
     return "failed", 1, f"failed: {text}\nlog: {Path(folder) / 'log.txt'}"
 
 

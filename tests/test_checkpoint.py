@@ -308,15 +308,12 @@ def test_weights_of_files(tmp_path):
 
 
 def test_weights_of_a_run_folder(tmp_path):
-    for value, name in enumerate(
-        ("checkpoint.pt", "weights.pt", "best.pt")
-    ):  # each is preferred to those before
-        weights = {"a": torch.tensor(value)}
-        if name == "checkpoint.pt":
-            checkpoint.save(tmp_path / name, {"model": weights})
-        else:
-            torch.save(weights, tmp_path / name)
-        assert checkpoint.weights_of(tmp_path)["a"] == value
+    checkpoint.save(tmp_path / "checkpoint.pt", {"model": {"a": torch.tensor(0)}})
+    assert checkpoint.weights_of(tmp_path)["a"] == 0
+    for value, name in enumerate(("weights.pt", "best.pt"), 1):
+        torch.save({"a": torch.tensor(value)}, tmp_path / name)
+    assert checkpoint.weights_of(tmp_path)["a"] == 1  # those of the end; the best ones are asked for by name
+    assert checkpoint.weights_of(tmp_path, ("best.pt", *checkpoint.LAST))["a"] == 2
 
 
 @pytest.mark.parametrize(
@@ -333,5 +330,5 @@ def test_what_holds_no_weights_is_refused(tmp_path, content):
 def test_absent_weights_are_refused(tmp_path):
     with pytest.raises(UserError, match="no weights file .*absent.pt"):
         checkpoint.weights_of(tmp_path / "absent.pt")
-    with pytest.raises(UserError, match="holds none of best.pt, weights.pt, checkpoint.pt"):
+    with pytest.raises(UserError, match="holds none of weights.pt, checkpoint.pt"):
         checkpoint.weights_of(tmp_path)

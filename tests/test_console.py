@@ -58,9 +58,11 @@ def terminal(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     log = logging.getLogger("adabatch")
     monkeypatch.setattr(log, "handlers", [])
-    monkeypatch.setattr(log, "level", logging.INFO)
     monkeypatch.setattr(log, "propagate", False)
-    return log
+    before = log.level
+    log.setLevel(logging.INFO)  # not by setattr: a logger remembers which levels it lets through
+    yield log
+    log.setLevel(before)
 
 
 @pytest.mark.parametrize("width", [1, 10, 20, 40, 79, 80, 100, 140, 300])
