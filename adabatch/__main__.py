@@ -2,10 +2,12 @@
 good."""
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
 
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 results: list[int] = []  # exit codes of the jobs that ran in this process
 
 
@@ -75,6 +77,9 @@ def command(arguments: list[str]) -> int:
         message = mistakes.explain(error, _overrides(arguments), _option(arguments, "--config-dir", "-cd"))
         if message is not None:
             return _say(message, 2)
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            why = f"{error.filename} cannot be written ({error.strerror})"
+            return _say(f"{why}: name another hydra.run.dir", 2)
         traceback.print_exc()
         return 1
     return max([code, _jobs_so_far(), *results])

@@ -58,6 +58,19 @@ def data(node: dict) -> Data:
         classes = int(whole.labels.max()) + 1
     if classes is None:
         classes = labels[0].numel()
+    for split in (whole, test):
+        found = split.labels
+        if (
+            found is not None
+            and not found.dtype.is_floating_point
+            and len(found)
+            and not (0 <= int(found.min()) and int(found.max()) < classes)
+        ):
+            raise UserError(
+                f"labels are whole numbers from 0 to {classes - 1} for {classes} classes; "
+                f"{node['_target_']} gave "
+                f"{int(found.min())} to {int(found.max())}"
+            )
     return Data(train, validation, test, classes, tuple(inputs.shape[1:]))
 
 
@@ -183,7 +196,7 @@ def choose_micro_batch(parts: Parts) -> int:
     budget."""
     wanted, unit = parts.hardware.micro_batch, parts.step.unit
     if wanted != "auto":
-        return wanted
+        return whole_groups(wanted, unit)
     samples = min(max(unit, 4), parts.schedule.samples)
     per_sample = parts.step.activation_bytes(samples) / samples
     fits = parts.hardware.activation_budget() / max(per_sample, 1) / unit
@@ -194,3 +207,12 @@ def evaluation_chunk(micro_batch: int) -> int:
     """Samples in one forward pass of an evaluation, which keeps no activations: more than in training, but
     tied to it, so that a micro-batch chosen for little memory is heeded here too."""
     return min(4 * micro_batch, max(micro_batch, 256))
+
+
+def whole_groups(micro_batch: int, unit: int) -> int:
+    """A forward pass holds whole ghost groups of `unit` samples, one at the least: what that makes of a
+    wish."""
+    rounded = max(1, micro_batch // unit) * unit
+    if rounded != micro_batch:
+        log.info("hardware.micro_batch=%d becomes %d, whole ghost groups of %d", micro_batch, rounded, unit)
+    return rounded

@@ -18,12 +18,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adabatch import plan, runs, targets
-from adabatch.errors import UserError, suggest
+from adabatch import runs, sanity, targets
+from adabatch.errors import UserError
+from adabatch.sanity import GROUPS
 
-GROUPS = ("model", "dataset", "schedule", "hardware", "optimizer")
 BUNDLES = ("experiment", "arm")  # bundles of overrides, not schema
-WANDB_MODES = ("auto", "online", "offline", "disabled")
 _swept: list[str] = []  # the keys that this process's multirun varies
 _checked: dict = {}  # what was checked in this process, by what the user typed
 _schemas: dict = {}
@@ -154,7 +153,7 @@ def check(config: DictConfig, overrides, known: dict, choices: dict | None = Non
     config: composed tree. overrides: what the user typed. known: see `schema`. choices: {group: option}.
     """
     tree, notes = targets.check_tree(plain(config), known, typed(overrides), dict(choices or {}))
-    sane(tree)
+    sanity.sane(tree)
     tree["options"] = {
         group: (choices or {}).get(group)
         if tree[group]["_target_"] == known[group]["_target_"]
@@ -165,57 +164,6 @@ def check(config: DictConfig, overrides, known: dict, choices: dict | None = Non
     apart = [o for o in swept if runs.excluded(o.lstrip("+").partition("=")[0], runs.listed_for(tree))]
     name = runs.folder_name(tree, overrides, apart, runs.contents(tree))
     return Checked(tree, name, tuple(notes))
-
-
-def sane(config: dict) -> None:
-    """Values that no run can work with. The parts check their own arguments when they are built."""
-
-    def at(path):
-        value = config
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    def number(path, rule, fits, whole=False):
-        value = at(path)
-        kind = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
-            raise UserError(f"{path} is {rule}, got {value!r}")
-
-    def choice(path, allowed):
-        if at(path) not in allowed:
-            words = ", ".join("null" if a is None else str(a) for a in allowed)
-            raise UserError(f"{path} is one of {words}, got {at(path)!r}.{suggest(at(path), allowed)}")
-
-    for group in (*GROUPS, "loss"):
-        node = config.get(group)
-        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-            raise UserError(f"{group} needs an option or a _target_ (a class or function), got {node!r}")
-    number("seed", "a whole number from 0", lambda v: v >= 0, whole=True)
-    number("epochs", "a number above 0", lambda v: 0 < v < float("inf"))
-    number("label_smoothing", "a number from 0 to below 1", lambda v: 0 <= v < 1)
-    number("evaluate.every", "a number of epochs above 0", lambda v: v > 0)
-    number("checkpoint.every_seconds", "a number of seconds from 0", lambda v: v >= 0)
-    for path in ("clip_norm", "ema"):
-        if at(path) is not None:
-            number(path, "null or a number above 0", lambda v: v > 0)
-    for path in ("log.every_samples", "dataset.limit"):
-        if at(path) is not None:
-            number(path, "null or a whole number above 0", lambda v: v > 0, whole=True)
-    if at("dataset.validation") is not None:
-        number("dataset.validation", "a whole number from 0", lambda v: v >= 0, whole=True)
-    choice("checkpoint.keep", ("last", "none"))
-    choice("trackers.wandb.mode", WANDB_MODES)
-    if (
-        config["hardware"]["_target_"] == "adabatch.hardware.Hardware"
-    ):  # which is asked only after torch is imported
-        choice("hardware.precision", ("fp32", "bf16", "tf32", "fp64"))
-        choice("hardware.memory_format", ("auto", "contiguous", "channels_last"))
-        if at("hardware.micro_batch") != "auto":
-            number("hardware.micro_batch", "auto or a whole number above 0", lambda v: v > 0, whole=True)
-    node = config["schedule"]
-    if all(part["_target_"].startswith("adabatch.") for part in (node, node["growth"], node["decay"])):
-        plan.schedule(config, plan.samples_of(config["dataset"]) or 10**6)  # refuses what no run can have
 
 
 def typed_lines(hydra: DictConfig) -> list[str]:

@@ -72,7 +72,14 @@ def run_job(
         with stop or Stop() as stop:
             if (summary := _finished(config, folder)) is not None:
                 return summary, 0
-            owner = _claim(config, folder)
+            try:
+                owner = _claim(config, folder)
+            except OSError as error:
+                if full(error, folder):
+                    raise UserError(f"disk full: {folder} cannot be made. Free some space.") from error
+                raise UserError(
+                    f"{folder} cannot be written ({error.strerror}): name another hydra.run.dir"
+                ) from error
             with _logged(folder):
                 summary, code = _owned(config, folder, list(overrides), notes, stop, owner, command, reraise)
         return summary, code
@@ -190,7 +197,10 @@ def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
         if (config.get("checkpoint") or {}).get("keep") == "none":
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         seconds = time.monotonic() - began
-        log.info(f"{_figures(summary)}\nfolder: {folder} ({seconds:.0f} s in all)\n{_next_steps(folder)}")
+        log.info(
+            f"{_figures(summary)}\nfolder: {folder} ({seconds:.0f} s in "
+            f"all)\n{_next_steps(folder, overrides)}"
+        )
     elif reraise or not isinstance(error, (Exception, KeyboardInterrupt)):
         raise error
     return summary, code
@@ -213,11 +223,10 @@ def _figures(summary: dict) -> str:
     return " · ".join(parts) or "done"
 
 
-def _next_steps(folder: Path) -> str:
+def _next_steps(folder: Path, overrides) -> str:
     lines = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
-    lines.append(
-        "compare: adabatch -m schedule=fixed,adabatch seed=0,1,2 runs both schedules with three seeds each"
-    )
+    kept = [o for o in overrides if not o.startswith(("seed=", "schedule="))]
+    lines.append("compare: " + shlex.join(["adabatch", "-m", *kept]) + " schedule=fixed,adabatch seed=0,1,2")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from adabatch import checkpoint, plan, runs
+from adabatch.build import whole_groups
 from adabatch.errors import UserError
 from adabatch.ledger import NOT_TRAINING
 from adabatch.record import in_last_epoch
@@ -44,7 +45,7 @@ def restore(run, state: dict, made_by: dict) -> None:
         setattr(run, name, state[name])
     run.steps = state["step"]
     chosen = parts.hardware.micro_batch
-    run.micro_batch = state["micro_batch"] if chosen == "auto" else chosen
+    run.micro_batch = state["micro_batch"] if chosen == "auto" else whole_groups(chosen, parts.step.unit)
     if state["setting"]:
         batch_size, lr, divisor, stage = state["setting"]
         run.setting = Setting(batch_size, lr, divisor, tuple(stage))
@@ -96,13 +97,23 @@ def earlier(config: dict, run, made_by: dict) -> dict | None:
         if other["epochs"] == config["epochs"]:
             continue  # the same run in another folder
         fits = state["layout"] == run.parts.step.flat.layout and state["made_by"] == made_by
-        fits = fits and run.parts.hardware.micro_batch in ("auto", state["micro_batch"])
+        chosen = run.parts.hardware.micro_batch
+        fits = fits and (
+            chosen == "auto" or whole_groups(chosen, run.parts.step.unit) == state["micro_batch"]
+        )
         if (
             fits
             and 0 < state["position"] < run.parts.schedule.budget
             and same_until(config, other, run, state)
         ):
             found.append((state["position"], str(folder), folder, state))
+        elif state["position"] < run.parts.schedule.budget:
+            log.info(
+                "%s is the same but for its epochs, and no beginning of this run: other versions or "
+                "hardware, a "
+                "schedule that differs before its end, or a cut last batch",
+                folder,
+            )
     if not found:
         return None
     position, _, folder, state = max(found, key=lambda entry: entry[:2])

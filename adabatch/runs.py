@@ -80,9 +80,13 @@ def contents(config: dict) -> dict:
         return {}
     path = Path(source).expanduser()
     if path.is_dir():
-        path = next(
-            (path / name for name in ("weights.pt", "checkpoint.pt") if (path / name).is_file()), path
-        )
+        found = [path / name for name in ("weights.pt", "checkpoint.pt") if (path / name).is_file()]
+        if not found:
+            raise UserError(
+                f"model.init_from={source} holds neither weights.pt nor checkpoint.pt (checkpoint.keep=none "
+                "removes them): name a weights file, e.g. its best.pt"
+            )
+        path = found[0]
     if not path.is_file():
         raise UserError(
             f"model.init_from={source}: there is no such file or run. Name a weights file or a run's folder."

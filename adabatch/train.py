@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adabatch import __version__, checkpoint, layers, runs
 from adabatch.build import Parts, build, choose_micro_batch
-from adabatch.errors import Interrupted, Lost, UserError
+from adabatch.errors import Interrupted, Lost
 from adabatch.ledger import Ledger
 from adabatch.record import Record, made_by
 from adabatch.resume import earlier, restore
@@ -57,11 +57,6 @@ def train(config: dict, folder: Path, stop=lambda: None) -> dict:
     at every step. Raises UserError, Diverged, Interrupted (state saved), MemoryError or
     torch.OutOfMemoryError, OSError."""
     ledger = Ledger()
-    if config["checkpoint"]["best"] and not config["dataset"].get("validation"):
-        raise UserError(
-            "checkpoint.best=true chooses by evaluation, and nothing may choose by the test set: set "
-            "dataset.validation"
-        )
     parts = build(config, ledger)
     run = Record(config, folder, parts, ledger)
     code = 1

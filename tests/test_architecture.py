@@ -18,6 +18,7 @@ LAYERS = [
     "runs models statistics flat",
     "schedules step owner report",
     "plan outcome",
+    "sanity",
     "build config",
     "record mistakes",
     "resume",
@@ -38,7 +39,7 @@ ONLY = {
 LIGHT = (
     "adabatch errors files environment runs owner outcome report config mistakes targets jobs plan".split()
 )
-LIGHT += ["schedules", "noise", "sweep", "__main__"]
+LIGHT += ["sanity", "schedules", "noise", "sweep", "__main__"]
 HEAVY = {"torch", "torchvision", "wandb", "matplotlib", "sklearn", "tensorboard", "scipy"}
 CORE = ("train.py", "step.py", "schedules/core.py", "data/stream.py")
 

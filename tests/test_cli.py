@@ -223,3 +223,10 @@ def test_python_dash_m_refuses_as_the_script_does(tmp_path):
     text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 2 and "Did you mean 'epochs'" in done.stderr and os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(here, capsys):
+    (here / "file").write_text("no folder")
+    assert cli.command(["seed=1", f"hydra.run.dir={here}/file/run"]) == 2
+    said = capsys.readouterr()
+    assert "cannot be written" in said.err + said.out and "Traceback" not in said.err

@@ -159,3 +159,12 @@ def test_adamw_scales_by_the_square_root(tmp_path):
 
 def test_quiet_is_what_the_tests_run_under():
     assert resolved()["trackers"]["wandb"]["mode"] == "disabled" and "hardware.threads=1" in QUIET
+
+
+def test_labels_outside_the_classes_are_refused_at_the_start(tmp_path, mine):
+    mine.odd = lambda: (
+        (torch.zeros(4, 2), torch.tensor([0, 1, -1, 1])),
+        (torch.zeros(2, 2), torch.tensor([0, 1])),
+    )
+    with pytest.raises(UserError, match="whole numbers from 0 to 1 for 2 classes; mine.odd gave -1 to 1"):
+        run(tmp_path / "run", *OWN, "dataset._target_=mine.odd")

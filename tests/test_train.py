@@ -9,7 +9,7 @@ from support import SMALL, die, difference, killed, outcome, resolved, run
 
 from adabatch import checkpoint, runs
 from adabatch.build import build
-from adabatch.errors import Diverged, Interrupted, UserError
+from adabatch.errors import Diverged, Interrupted
 from adabatch.train import crossed
 
 # 300 samples, 4 epochs: batches 16, 32 and 64 (changes at positions 400 and 800), an EMA and every kind of
@@ -442,11 +442,6 @@ def test_validation_split_keeps_the_test_set_for_the_end(tmp_path):
     assert summary["best_test_error"] is None and summary["final_test_error"] is not None
     assert summary["best_validation_error"] <= summary["final_validation_error"]
     assert (tmp_path / "run" / "best.pt").is_file()
-
-
-def test_best_without_validation_is_refused(tmp_path):
-    with pytest.raises(UserError, match="set dataset.validation"):
-        run(tmp_path / "run", *SMALL, "checkpoint.best=true")
 
 
 def test_divergence_names_position_and_setting_and_keeps_a_good_checkpoint(tmp_path):

@@ -37,6 +37,17 @@ def scaling_exponent(scaling: str | float, noise_exponent: float) -> float:
     return named[scaling]
 
 
+def refuse_sizes(whole: dict, others: dict) -> None:
+    """UserError for a batch size that is no whole number, and for anything that is not positive. None is
+    absent."""
+    for name, value in (whole | others).items():
+        if value is not None and not value > 0:
+            raise UserError(f"{name} is positive, got {value}")
+    for name, value in whole.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError(f"schedule.{name} is a whole number of samples, got {value!r}")
+
+
 class Schedule:
     """Growth x decay x scaling x warm-up. See the module for the formula.
 
@@ -67,17 +78,8 @@ class Schedule:
         compat: str | None = None,
         noise_exponent: float = 1.0,
     ):
-        for name, value in [
-            ("base_batch", base_batch),
-            ("base_lr", base_lr),
-            ("lr_batch", lr_batch),
-            ("epochs", epochs),
-            ("max_batch", max_batch),
-            ("multiple", multiple),
-            ("stretch", stretch),
-        ]:
-            if value is not None and not value > 0:
-                raise UserError(f"{name} is positive, got {value}")
+        whole = dict(base_batch=base_batch, lr_batch=lr_batch, max_batch=max_batch, multiple=multiple)
+        refuse_sizes(whole, dict(base_lr=base_lr, epochs=epochs, stretch=stretch))
         if compat not in (None, "nvlabs"):
             raise UserError(
                 f"schedule.compat is null or nvlabs, got {compat!r}.{suggest(compat, ['nvlabs'])}"

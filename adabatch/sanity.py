@@ -1,0 +1,100 @@
+"""Values that no run can have, refused before torch is imported and before a folder is made."""
+
+from adabatch import plan
+from adabatch.errors import UserError, suggest
+
+GROUPS = ("model", "dataset", "schedule", "hardware", "optimizer")
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+NORMS = ("ghost", "batch", "group", "layer", "none")
+
+
+class Values:
+    """The values of a configuration by dotted path, and rules that they must keep."""
+
+    def __init__(self, config: dict):
+        self.config = config
+
+    def at(self, path: str):
+        value = self.config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def number(self, path: str, rule: str, fits, whole: bool = False) -> None:
+        value, kind = self.at(path), int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
+            raise UserError(f"{path} is {rule}, got {value!r}")
+
+    def choice(self, path: str, allowed: tuple) -> None:
+        value = self.at(path)
+        if value not in allowed:
+            words = ", ".join("null" if a is None else str(a) for a in allowed)
+            raise UserError(f"{path} is one of {words}, got {value!r}.{suggest(value, allowed)}")
+
+
+def sane(config: dict) -> None:
+    """UserError for the first value that no run can work with. The parts check their own arguments when they
+    are built; what is asked here is what can be asked without torch."""
+    for group in (*GROUPS, "loss"):
+        node = config.get(group)
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+            raise UserError(f"{group} needs an option or a _target_ (a class or function), got {node!r}")
+    values = Values(config)
+    general(values)
+    if config["model"]["_target_"].startswith("adabatch."):
+        network(values)
+    if config["hardware"]["_target_"] == "adabatch.hardware.Hardware":
+        hardware(values)
+    node = config["schedule"]
+    if all(part["_target_"].startswith("adabatch.") for part in (node, node["growth"], node["decay"])):
+        plan.schedule(config, plan.samples_of(config["dataset"]) or 10**6)  # refuses what no run can have
+
+
+def general(values: Values) -> None:
+    number, at = values.number, values.at
+    number("seed", "a whole number from 0 to 2^63 - 1", lambda v: 0 <= v < 1 << 63, whole=True)
+    number("epochs", "a number above 0", lambda v: 0 < v < float("inf"))
+    number("label_smoothing", "a number from 0 to below 1", lambda v: 0 <= v < 1)
+    number("evaluate.every", "a number of epochs above 0", lambda v: v > 0)
+    number("checkpoint.every_seconds", "a number of seconds from 0", lambda v: v >= 0)
+    for path in ("clip_norm", "ema"):
+        if at(path) is not None:
+            number(path, "null or a number above 0", lambda v: v > 0)
+    for path in ("log.every_samples", "dataset.limit", "dataset.size"):
+        if at(path) is not None:
+            number(path, "null or a whole number above 0", lambda v: v > 0, whole=True)
+    if at("dataset.validation") is not None:
+        number("dataset.validation", "a whole number from 0", lambda v: v >= 0, whole=True)
+    for path in ("dataset.augment.pad", "dataset.augment.cutout"):
+        if at(path) is not None:
+            number(path, "a whole number of pixels from 0", lambda v: v >= 0, whole=True)
+    values.choice("checkpoint.keep", ("last", "none"))
+    values.choice("trackers.wandb.mode", WANDB_MODES)
+    if at("checkpoint.best") and not at("dataset.validation"):
+        raise UserError(
+            "checkpoint.best=true chooses by evaluation, and nothing may choose by the test set: set "
+            "dataset.validation"
+        )
+
+
+def network(values: Values) -> None:
+    """Keys that networks of ours share."""
+    own = values.config["model"]
+    if "norm" in own:
+        values.choice("model.norm", NORMS)
+    if "ghost" in own:
+        values.number("model.ghost", "a whole number from 2", lambda v: v >= 2, whole=True)
+    if "dropout" in own:
+        values.number("model.dropout", "a number from 0 to below 1", lambda v: 0 <= v < 1)
+
+
+def hardware(values: Values) -> None:
+    values.choice("hardware.precision", ("fp32", "bf16", "tf32", "fp64"))
+    values.choice("hardware.memory_format", ("auto", "contiguous", "channels_last"))
+    if values.at("hardware.threads") is not None:
+        values.number("hardware.threads", "null or a whole number above 0", lambda v: v > 0, whole=True)
+    if values.at("hardware.micro_batch") != "auto":
+        rule = "auto or a whole number above 0"
+        values.number("hardware.micro_batch", rule, lambda v: v > 0, whole=True)
+    if values.at("hardware.precision") == "tf32" and values.at("hardware.device") == "cpu":
+        raise UserError("hardware.precision=tf32 exists on NVIDIA GPUs only: on a CPU take fp32 or bf16")
