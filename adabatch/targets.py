@@ -17,7 +17,7 @@ from adabatch.errors import UserError, suggest
 # Keys that our code reads itself and does not pass to the target, by node. They hold for every option.
 GENERIC = {
     "dataset": ("samples", "classes", "limit", "validation", "size", "mean", "std", "augment"),
-    "model": ("init_from", "name"),
+    "model": ("base_lr", "init_from", "name"),
     "optimizer": ("decay_norm_and_bias",),
 }
 # What they become where the user's own loader replaces a data set: that one's figures say nothing about other

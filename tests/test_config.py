@@ -159,13 +159,18 @@ def test_an_option_of_ones_own_is_its_own_schema(tmp_path, mine):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "special.yaml").write_text("_target_: mine_own.Net\nwidth: 5\n")
     found = checked("model=special", "model.width=6", config_dir=str(tmp_path)).config["model"]
-    assert found == {"_target_": "mine_own.Net", "width": 6, "init_from": None}
+    assert found == {"_target_": "mine_own.Net", "width": 6, "init_from": None, "base_lr": 0.05}
     assert "Did you mean 'model.width'" in refused("model=special", "model.widht=6", config_dir=str(tmp_path))
 
 
 def test_a_model_of_ones_own(mine):
     found = checked("model._target_=mine_own.Net", "+model.width=3")
-    assert found.config["model"] == {"_target_": "mine_own.Net", "width": 3, "init_from": None}
+    assert found.config["model"] == {
+        "_target_": "mine_own.Net",
+        "width": 3,
+        "init_from": None,
+        "base_lr": 0.05,
+    }
     (note,) = found.notes
     assert "mine_own.Net does not take" in note and "norm" in note and "model=convnet" in note
     assert "+model.depht" in refused("model._target_=mine_own.Net", "model.depht=3")
@@ -176,7 +181,7 @@ def test_a_model_of_ones_own(mine):
 
 def test_keys_left_over_go_but_typed_ones_reach_an_open_signature(mine):
     found = checked("model._target_=mine_own.Open", "+model.anything=1").config["model"]
-    assert found == {"_target_": "mine_own.Open", "anything": 1, "init_from": None}
+    assert found == {"_target_": "mine_own.Open", "anything": 1, "init_from": None, "base_lr": 0.05}
 
 
 def test_the_name_of_a_replaced_model_goes_unless_the_new_one_takes_it(mine):
@@ -296,7 +301,7 @@ def test_an_edited_yaml_is_read_anew(tmp_path):
     text = (config.conf_dir() / "schedule" / "fixed.yaml").read_text()
     names = []
     for lr in ("0.05", "0.07"):
-        (tmp_path / "schedule" / "mine.yaml").write_text(text.replace("base_lr: 0.05", f"base_lr: {lr}"))
+        (tmp_path / "schedule" / "mine.yaml").write_text(text.replace("${model.base_lr}", lr))
         with config.composer(str(tmp_path)):
             found = config.checked(config.load(["schedule=mine"]))
         assert found.config["schedule"]["base_lr"] == float(lr)
