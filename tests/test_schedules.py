@@ -1,6 +1,7 @@
 """Schedules against the golden tables of NVlabs/AdaBatch and the paper's arithmetic, and properties of any
 schedule."""
 
+import copy
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adabatch.errors import UserError
-from adabatch.schedules import Constant, Schedule, Steps, walk
+from adabatch.schedules import Constant, Observation, Schedule, Steps, walk
 from adabatch.schedules.coupled import coupled, differences, rule
 
 CIFAR = 50_000
@@ -304,3 +305,24 @@ def test_a_decay_that_never_steps_says_so():
     common = dict(samples=100, epochs=10, growth=Constant(), base_batch=10, base_lr=1.0)
     assert "never steps" in Schedule(decay=Steps(0.1, every=30), **common).warnings()[0]
     assert Schedule(decay=Steps(0.1, every=3), **common).warnings() == []
+
+
+@given(st.data(), st.integers(0, 30))
+@settings(max_examples=50, deadline=None)
+def test_a_schedules_state_goes_round(data, steps):
+    """What a checkpoint stores is plain, and restores the same decisions and counts."""
+    import json
+
+    try:
+        schedule = data.draw(schedules)
+    except UserError:
+        return
+    positions = [start for start, _, _ in walk(schedule)][: steps + 1]
+    for position in positions:
+        schedule.observe(Observation(position, schedule(position), loss=1.0))
+    state = json.loads(json.dumps(schedule.state_dict()))
+    again = copy.deepcopy(schedule)
+    again.updates = -1
+    again.load_state_dict(state)
+    assert again.updates == schedule.updates == len(positions)
+    assert [again(p) for p in positions] == [schedule(p) for p in positions]

@@ -504,3 +504,22 @@ def test_configuration_of_the_tests_is_the_users(tmp_path):
     """`resolved` goes through the same checks as the command line."""
     with pytest.raises(Exception, match="epoch"):
         resolved("+epoch=3")
+
+
+@pytest.mark.needs_gpu
+def test_on_a_gpu_repeated_and_stopped_is_bitwise_equal(tmp_path):
+    gpu = (*FULL, "hardware=gpu", "hardware.deterministic=true")
+    run(tmp_path / "whole", *gpu)
+    run(tmp_path / "again", *gpu)
+    calls = []
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", *gpu, stop=lambda: calls.append(1) or ("SIGTERM" if len(calls) == 27 else None))
+    run(tmp_path / "run", *gpu)
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "again") == outcome(tmp_path / "run")
+
+
+@pytest.mark.needs_gpu
+def test_on_a_gpu_micro_batches_change_nothing_in_float64(tmp_path):
+    for name, micro in (("whole", 4096), ("split", 16)):
+        run(tmp_path / name, *CUT, "hardware=gpu", "hardware.precision=fp64", f"hardware.micro_batch={micro}")
+    assert difference(weights(tmp_path / "split"), weights(tmp_path / "whole")) <= 1e-10
