@@ -140,3 +140,9 @@ def test_the_form_for_compilers_is_the_same_function(shape):
         found.append((out, mean, var, *torch.autograd.grad(out, [x, weight, bias], grad)))
     for ours, theirs in zip(*found):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_norms_that_are_refused_without_torch_are_those_there_are():
+    from adabatch import sanity
+
+    assert sanity.NORMS == layers.NORMS
