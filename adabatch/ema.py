@@ -9,7 +9,7 @@ from adabatch.errors import UserError
 
 class Average:
     """avg <- d avg + (1 - d) weights after each step, d = 0.5^(batch / half_life). Covers the running
-    statistics of ghost norms too.
+    statistics of ghost norms too; those of torch's batch norms stay the live ones.
 
     Starts as a copy of the weights. half_life: samples.
     """

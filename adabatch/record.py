@@ -43,8 +43,8 @@ class Record:
         self.pending: list[dict] = []  # rows whose figures are still on the device
         self.fetched_at = self.saved_at = ledger.clock()
         self.model, self.samples = parts.step.model, parts.schedule.samples
-        self.progress = Progress(parts.schedule.budget, config["epochs"] * parts.schedule.stretch)
-        self.trackers = trackers.build(config, self.folder, extra=(self.progress,))
+        shown = Progress(parts.schedule.budget, config["epochs"] * parts.schedule.stretch)
+        self.trackers = trackers.build(config, self.folder, extra=(shown,))
 
     # -- rows --------------------------------------------------------------------------------------
 
