@@ -15,6 +15,7 @@ from adabatch.data.split import split_train
 from adabatch.data.stream import Stream
 from adabatch.errors import UserError
 from adabatch.flat import Flat
+from adabatch.measure import Meter, default_group
 from adabatch.step import Step
 from adabatch.targets import locate, make
 
@@ -156,6 +157,19 @@ def optimizer(node: dict, model):
     return flat, make(node, "optimizer", params=params, lr=0.0)
 
 
+def measuring(schedule, flat, chosen, hardware, unit: int) -> Meter:
+    """The meter for a closed-loop schedule. unit: samples in a ghost group."""
+    wanted = schedule.measuring
+    group = wanted.group or default_group(unit, schedule.base_batch)
+    if group % unit:
+        raise UserError(
+            f"schedule.noise_group={group} is not a multiple of the ghost group of {unit} samples: take "
+            f"{max(1, group // unit) * unit}, or another model.ghost or model.norm"
+        )
+    metric = optim.preconditioner(chosen, flat) if wanted.preconditioned else None
+    return Meter(flat, hardware, group, unit, wanted.differenced, metric)
+
+
 @dataclass
 class Parts:
     """Everything a run consists of."""
@@ -186,7 +200,23 @@ def build(config: dict, ledger=None) -> Parts:
     loss, plain = losses(config)
     forward = torch.compile(model, dynamic=False) if hardware.compile else model
     stream = Stream(parts.train, prepare, config["seed"], hardware.device)
-    step = Step(model, forward, flat, chosen, loss, stream, hardware, micro, 0, config["clip_norm"], ledger)
+    meter = measuring(planned, flat, chosen, hardware, layers.ghost_size(model)) if planned.needs else None
+    held = optim.Held(chosen, config["schedule"].get("hold") or ())
+    step = Step(
+        model,
+        forward,
+        flat,
+        chosen,
+        loss,
+        stream,
+        hardware,
+        micro,
+        0,
+        config["clip_norm"],
+        ledger,
+        meter,
+        held,
+    )
     average = ema.Average(flat, config["ema"]) if config["ema"] else None
     return Parts(hardware, parts, prepare, planned, step, average, plain)
 

@@ -10,7 +10,7 @@ import torch
 
 from adabatch.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 PLAIN = (str, bytes, int, float, bool, type(None))
 
 

@@ -25,7 +25,8 @@ class Flat:
             stop = start + sum(self._room(p) for _, p in group)
             self.ranges.append((start, stop))
             start = stop
-        for (_, p), view in zip(named, self._views(self.grads, [p for _, p in named])):
+        self.members = [p for _, p in named]
+        for p, view in zip(self.members, self.views(self.grads)):
             p.grad = view
         norms = layers.ghost_layers(model)
         self.running = self._adopt(norms, ("running_mean", "running_var"))
@@ -59,6 +60,10 @@ class Flat:
     @classmethod
     def _adopt(cls, modules, names):
         return cls._pack([getattr(module, name) for module in modules for name in names])
+
+    def views(self, vector):
+        """A vector like `params` as views shaped as the parameters, in their order."""
+        return self._views(vector, self.members)
 
     def vectors(self) -> list:
         """One vector per group, with its gradient: what an elementwise optimizer updates in place of the

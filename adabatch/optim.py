@@ -1,4 +1,5 @@
-"""SGD over flat vectors, and which parameters weight decay applies to.
+"""SGD over flat vectors, which parameters weight decay applies to, and what may be held while the batch
+grows.
 
 torch.optim's first use imports torch._dynamo, 4 to 6 s at the start of every run; its SGD is these five
 lines. It is the reference in tests/test_optim.py, bit for bit. Any other optimizer comes by
@@ -8,7 +9,7 @@ lines. It is the reference in tests/test_optim.py, bit for bit. Any other optimi
 import torch
 from torch import nn
 
-from adabatch.errors import UserError
+from adabatch.errors import UserError, suggest
 
 
 class SGD:
@@ -63,3 +64,102 @@ def decayed(model: nn.Module, norm_and_bias: bool) -> list[list[tuple[str, nn.Pa
     if norm_and_bias:
         return [named, []]
     return [[(n, p) for n, p in named if p.dim() > 1], [(n, p) for n, p in named if p.dim() <= 1]]
+
+
+HOLDS = ("momentum", "weight_decay")
+
+
+class Held:
+    """Horizons that are kept constant in samples while the batch grows from B0 to k B0 (off unless asked
+    for).
+
+    momentum      m -> m^k, and the learning rate times (1 - m^k) / (1 - m), so that the noise level
+                  lr / (B (1 - m)) stays that of the schedule; the buffer times (1 - m) / (1 - m^k) at a
+                  change, so that the step in progress stays as long. Adam-type: both betas to the power k, no
+                  more. weight_decay  per sample: lambda -> lambda k / s, s = the part of the learning rate
+                  that follows the batch. Under linear scaling s = k: nothing to hold.
+    """
+
+    def __init__(self, optimizer, hold):
+        unknown = sorted(set(hold) - set(HOLDS))
+        if unknown:
+            raise UserError(
+                f"schedule.hold lists some of {', '.join(HOLDS)}, got {', '.join(map(str, unknown))}."
+                f"{suggest(str(unknown[0]), HOLDS)}"
+            )
+        self.optimizer, self.hold = optimizer, frozenset(hold)
+        names = ("momentum", "betas", "weight_decay")
+        self.base = [{n: g[n] for n in names if n in g} for g in optimizer.param_groups]
+        if "momentum" in self.hold and not any(g.get("momentum") or g.get("betas") for g in self.base):
+            raise UserError("schedule.hold=[momentum] holds a horizon that this optimizer does not have")
+
+    def values(self, setting, index: int = 0) -> dict:
+        """What an optimizer group has under a setting: momentum (or betas), weight_decay, and the factor of
+        the learning rate."""
+        base, k = dict(self.base[index]), setting.growth
+        found = base | {"factor": 1.0}
+        if "weight_decay" in self.hold and base.get("weight_decay"):
+            found["weight_decay"] = base["weight_decay"] * k / setting.lr_growth
+        if "momentum" in self.hold and "betas" in base:
+            found["betas"] = tuple(beta**k for beta in base["betas"])
+        elif "momentum" in self.hold and base.get("momentum"):
+            found["momentum"] = base["momentum"] ** k
+            found["factor"] = (1 - found["momentum"]) / (1 - base["momentum"])
+        return found
+
+    def apply(self, setting) -> float:
+        """Sets the optimizer for a batch; returns the factor of its learning rate."""
+        if not self.hold:
+            return 1.0
+        for index, group in enumerate(self.optimizer.param_groups):
+            before, found = group.get("momentum"), self.values(setting, index)
+            factor = found.pop("factor")
+            group.update(found)
+            if before and before != group["momentum"]:
+                self._rescale(group, (1 - before) / (1 - group["momentum"]))
+        return factor
+
+    def _rescale(self, group, factor: float) -> None:
+        if isinstance(self.optimizer, SGD):
+            own = {id(p) for p in group["params"]}
+            buffers = [b for p, b in zip(self.optimizer._params(), self.optimizer.buffers) if id(p) in own]
+        else:
+            buffers = [self.optimizer.state[p].get("momentum_buffer") for p in group["params"]]
+        for buffer in buffers:
+            if buffer is not None:
+                buffer.mul_(factor)
+
+    def state_dict(self) -> list:
+        """The momentum in force, so that a resumed buffer is not rescaled again."""
+        return [group.get("momentum") for group in self.optimizer.param_groups]
+
+    def load_state_dict(self, state: list) -> None:
+        for group, momentum in zip(self.optimizer.param_groups, state):
+            if momentum is not None:
+                group["momentum"] = momentum
+
+
+def preconditioner(optimizer, flat):
+    """A function that returns Adam's 1 / (sqrt(v / (1 - beta2^t)) + eps) for every element of `flat.params`,
+    or None before the first step. Gradients times it are what the optimizer steps along (as AdaptDL
+    measures)."""
+    if not all("betas" in group and "eps" in group for group in optimizer.param_groups):
+        raise UserError(
+            "schedule.preconditioned=true measures in Adam's metric, and this optimizer has no second "
+            "moments: "
+            "take optimizer=adamw or preconditioned=false"
+        )
+
+    def metric():
+        vector = torch.zeros_like(flat.params)
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        groups = [group for group in optimizer.param_groups for _ in group["params"]]
+        for p, view, group in zip(params, flat.views(vector), groups):
+            state = optimizer.state.get(p)
+            if not state:
+                return None
+            unbiased = 1 - group["betas"][1] ** float(state["step"])
+            view.copy_(1 / ((state["exp_avg_sq"] / unbiased).sqrt() + group["eps"]))
+        return vector
+
+    return metric

@@ -1,5 +1,6 @@
 """What a run knows of itself while it trains: its position, its rows, its phases, and how they are saved."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -70,21 +71,29 @@ class Record:
             )
         if before is None or before.divisor == setting.divisor:
             return
-        group = self.parts.step.optimizer.param_groups[0]
         known = dict(
             samples=self.samples,
-            momentum=group.get("momentum", 0.0) or 0.0,
-            weight_decay=group.get("weight_decay", 0.0),
             decoupled="AdamW" in type(self.parts.step.optimizer).__name__,
             ema=self.config["ema"],
             horizon=layers.HORIZON if layers.ghost_layers(self.model) else None,
             world=self.parts.hardware.world,
         )
-        cuts = [self.parts.step.cut(s.divisor) for s in (before, setting)]
-        cuts = [dict(micro_batch=max(p.stop - p.start for p in c), accumulation=len(c)) for c in cuts]
-        changes = differences(coupled(before, **known, **cuts[0]), coupled(setting, **known, **cuts[1]))
-        text = rule(before, setting, self.parts.schedule.exponent)
+        changes = differences(
+            *(coupled(s, **known, **self.cut(s), **self.horizons(s)) for s in (before, setting))
+        )
+        text = rule(before, setting, self.parts.schedule.scaling.name)
         self.log(self.stamp("change", start) | {"changes": changes, "rule": text})
+
+    def cut(self, setting: Setting) -> dict:
+        passes = self.parts.step.cut(setting.divisor)
+        return dict(micro_batch=max(p.stop - p.start for p in passes), accumulation=len(passes))
+
+    def horizons(self, setting: Setting) -> dict:
+        """Momentum (Adam-type: beta1), weight decay and learning rate as the optimizer has them."""
+        found = self.parts.step.held.values(setting)
+        momentum = found["betas"][0] if "betas" in found else found.get("momentum") or 0.0
+        decay = found.get("weight_decay") or 0.0
+        return dict(momentum=momentum, weight_decay=decay, lr=setting.lr * found["factor"])
 
     def log(self, row: dict) -> None:
         with self.ledger("other"):  # a tracker's time is no training
@@ -98,8 +107,9 @@ class Record:
         self.seconds = seconds
         return seconds
 
-    def note_step(self, start: int, skipped: int, setting: Setting, result) -> None:
-        """Queue the row of a finished step; its sums stay on the device until `fetch`."""
+    def note_step(self, start: int, skipped: int, setting: Setting, result, figures: dict) -> None:
+        """Queue the row of a finished step; its sums stay on the device until `fetch`. figures: what else the
+        schedule wants logged."""
         self.steps, self.trained = self.steps + 1, self.trained + setting.batch_size
         self.position = start + setting.batch_size
         seconds, phase = self.book(), self.phases[-1]
@@ -115,7 +125,9 @@ class Record:
             train_error=result.wrong,
             seconds=seconds,
         )
-        self.pending.append(row | ({"skipped": skipped} if skipped else {}))
+        if setting.divisor != setting.batch_size:
+            row["divisor"] = setting.divisor
+        self.pending.append(row | figures | ({"skipped": skipped} if skipped else {}))
 
     def fetch(self) -> None:
         """Read the queued sums (one wait for the device), log the rows, and stop at the first that is not
@@ -175,12 +187,7 @@ class Record:
         return {"loss": loss, "error": error}
 
     def state(self) -> dict:
-        setting = self.setting and [
-            self.setting.batch_size,
-            self.setting.lr,
-            self.setting.divisor,
-            list(self.setting.stage),
-        ]
+        setting = self.setting and dataclasses.asdict(self.setting) | {"stage": list(self.setting.stage)}
         average = self.parts.average
         return dict(
             position=self.position,
@@ -200,6 +207,8 @@ class Record:
             optimizer=self.parts.step.optimizer.state_dict(),
             layout=self.parts.step.flat.layout,
             schedule=self.parts.schedule.state_dict(),
+            held=self.parts.step.held.state_dict(),
+            meter=self.parts.step.meter.state_dict() if self.parts.step.meter else None,
             average=average.state_dict() if average else None,
         )
 

@@ -28,6 +28,11 @@ def restore(run, state: dict, made_by: dict) -> None:
             "restart=true "
             "starts anew and moves the old folder aside"
         )
+    if state["format"] != checkpoint.FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {state['format']}, this adabatch goes on from {checkpoint.FORMAT} "
+            "only: finish the run with the adabatch that began it, or restart=true"
+        )
     before = state["made_by"]
     changed = [
         f"{name} {before.get(name)} -> {made_by[name]}"
@@ -39,6 +44,9 @@ def restore(run, state: dict, made_by: dict) -> None:
     checkpoint.fit(parts.step.model, state["model"], str(path))
     parts.step.optimizer.load_state_dict(state["optimizer"])
     parts.schedule.load_state_dict(state["schedule"])
+    parts.step.held.load_state_dict(state["held"])
+    if parts.step.meter:
+        parts.step.meter.load_state_dict(state["meter"])
     if parts.average:
         parts.average.load_state_dict(state["average"])
     for name in ("position", "trained", "evaluated", "phases", "best", "last_epoch"):
@@ -47,8 +55,7 @@ def restore(run, state: dict, made_by: dict) -> None:
     chosen = parts.hardware.micro_batch
     run.micro_batch = state["micro_batch"] if chosen == "auto" else whole_groups(chosen, parts.step.unit)
     if state["setting"]:
-        batch_size, lr, divisor, stage = state["setting"]
-        run.setting = Setting(batch_size, lr, divisor, tuple(stage))
+        run.setting = Setting(**state["setting"] | {"stage": tuple(state["setting"]["stage"])})
     redone = lost_seconds(run.folder, state["ledger"])
     run.ledger.load_state_dict(state["ledger"])
     run.ledger.load_state_dict({"redone": redone})

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from adabatch import layers
 from adabatch.errors import UserError
 from adabatch.flat import Flat
+from adabatch.measure import Meter, untouched
+from adabatch.noise import Noise
 
 
 def cross_entropy(outputs, labels, label_smoothing: float = 0.0):
@@ -46,6 +48,7 @@ class StepResult:
     wrong: torch.Tensor | None  # wrong answers, float64 scalar; None if not a classification
     passes: int  # forward passes on this rank
     micro_batch: int  # samples of the largest of them
+    noise: Noise | None = None  # of the gradient, where it was asked for
 
 
 class Step:
@@ -65,11 +68,14 @@ class Step:
         micro_batch: int,
         clip_norm: float | None = None,
         ledger=None,
+        meter: Meter | None = None,
+        held=None,
     ):
         self.model, self.forward, self.flat, self.optimizer, self.loss = model, forward, flat, optimizer, loss
         self.stream, self.hardware, self.micro = stream, hardware, micro
         self.unit, self.micro_batch, self.clip_norm = layers.ghost_size(model), micro_batch, clip_norm
-        self.ledger = ledger or (lambda cause: contextlib.nullcontext())
+        self.ledger, self.meter = ledger or (lambda cause: contextlib.nullcontext()), meter
+        self.held = held
         self._weights = lru_cache(maxsize=8)(self._group_weights)
 
     def _group_weights(self, batch_size: int):
@@ -77,32 +83,58 @@ class Step:
         weights, kept = layers.group_weights(sizes)
         return sizes, torch.tensor(weights, dtype=self.hardware.dtype, device=self.hardware.device), kept
 
-    def __call__(self, start: int, setting) -> StepResult:
-        """Train on positions start <= p < start + setting.batch_size."""
-        batch = setting.batch_size
-        self.flat.grads.zero_()
+    def __call__(self, start: int, setting, needs: frozenset = frozenset()) -> StepResult:
+        """Train on positions start <= p < start + setting.batch_size; measure what `needs` names."""
         self.flat.pending.zero_()
         totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
-        passes = self.cut(batch)
-        counted = True
-        for part in passes:
-            counted &= self._accumulate(start, part, setting, totals)
-        self.hardware.all_reduce(self.flat.grads, self.flat.pending, totals)
-        self._update(batch, setting.lr)
+        meter = self.meter if needs else None
+        passes, counted = self._gradient(start, setting, totals, meter, needs)
+        noise = None
+        if meter:
+            with self.ledger("measuring"):
+                noise = meter.finish(start)
+        self._update(setting)
         largest = max((p.stop - p.start for p in passes), default=0)
-        return StepResult(totals[0], totals[1] if counted else None, len(passes), largest)
+        return StepResult(totals[0], totals[1] if counted else None, len(passes), largest, noise)
+
+    def _gradient(self, start: int, setting, totals, meter, needs, record: bool = True) -> tuple[list, bool]:
+        """The gradient of the batch into flat.grads, summed over ranks; (forward passes, errors counted)."""
+        batch, counted, extra, done = setting.batch_size, True, [], 0
+        self.flat.grads.zero_()
+        passes, ends = meter.cut(batch, self.micro_batch) if meter else (self.cut(batch), set())
+        if meter:
+            meter.begin(setting, needs)
+            done = passes[0].start if passes else 0
+        for part in passes:
+            counted &= self._accumulate(start, part, setting, totals, record)
+            if part.stop in ends:
+                with self.ledger("measuring"):
+                    meter.group(part.stop, part.stop - done)
+                done = part.stop
+        if meter:
+            extra = meter.end()
+        self.hardware.all_reduce(self.flat.grads, self.flat.pending, totals, *extra)
+        return passes, counted
+
+    def probe(self, start: int, setting, needs: frozenset, meter: Meter) -> Noise | None:
+        """Measure the batch at `start` under the present weights and change nothing: passes of their own,
+        gradients thrown away."""
+        totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
+        with untouched(self.model):
+            self._gradient(start, setting, totals, meter, needs, record=False)
+            return meter.finish(start)
 
     def cut(self, batch: int) -> list[slice]:
         """This rank's forward passes over a batch, as rows of it."""
         rows = self.hardware.rows(batch, self.unit)
         return self.hardware.micro_batches(rows, batch, self.unit, self.micro_batch)
 
-    def _accumulate(self, start: int, part: slice, setting, totals) -> bool:
+    def _accumulate(self, start: int, part: slice, setting, totals, record: bool = True) -> bool:
         """Add the gradients and sums of one micro-batch (rows `part` of the batch); False if it counts no
         errors."""
         with self.ledger("data"):
             x, y = self.stream.batch(start + part.start, start + part.stop)
-        self._place(start, part, setting.batch_size)
+        self._place(start, part, setting.batch_size, record)
         with self.hardware.autocast():
             outputs = self.forward(x)
         losses = self.loss(outputs.to(self.hardware.dtype), y)
@@ -121,27 +153,25 @@ class Step:
             totals[1] += wrong
         return True
 
-    def _place(self, start: int, part: slice, batch: int) -> None:
-        """Tell the layers which samples the coming forward pass holds."""
+    def _place(self, start: int, part: slice, batch: int, record: bool) -> None:
+        """Tell the layers which samples the coming forward pass holds, and whether their statistics count."""
         sizes, weights, _ = self._weights(batch)
         first = part.start // self.unit
         last = len(sizes) if part.stop == batch else part.stop // self.unit
         self.micro.positions = torch.arange(
             start + part.start, start + part.stop, device=self.hardware.device
         )
-        self.micro.groups, self.micro.weights, self.micro.record = (
-            sizes[first:last],
-            weights[first:last],
-            True,
-        )
+        self.micro.groups, self.micro.weights = sizes[first:last], weights[first:last]
+        self.micro.record = record
 
     @torch.no_grad()
-    def _update(self, batch: int, lr: float) -> None:
-        kept = self._weights(batch)[2]
+    def _update(self, setting) -> None:
+        kept = self._weights(setting.batch_size)[2]
         self.flat.running.mul_(kept).add_(self.flat.pending)
         if self.clip_norm:
             norm = torch.linalg.vector_norm(self.flat.grads)
             self.flat.grads.mul_((self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        lr = setting.lr * (self.held.apply(setting) if self.held else 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.step()
@@ -150,8 +180,8 @@ class Step:
         """Bytes that autograd keeps of a forward pass over the run's first `samples` samples; nothing is
         moved by it."""
         x, _ = self.stream.batch(0, samples)
-        self._place(0, slice(0, samples), samples)
-        self.micro.record, seen = False, {}
+        self._place(0, slice(0, samples), samples, record=False)
+        seen = {}
         weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
 
         def note(t):
@@ -160,16 +190,13 @@ class Step:
                 seen[storage.data_ptr()] = storage.nbytes()
             return t
 
-        kept = {name: b.clone() for name, b in self.model.named_buffers()}
         with (
-            torch.random.fork_rng(),
+            untouched(self.model),
             torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
             self.hardware.autocast(),
         ):
             outputs = self.model(x)
         del outputs
-        for name, b in self.model.named_buffers():  # plain batch norm has counted this pass
-            b.copy_(kept[name])
         return sum(seen.values())
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ GENERIC = {
     "dataset": ("samples", "classes", "limit", "validation", "size", "mean", "std", "augment"),
     "model": ("base_lr", "init_from", "name"),
     "optimizer": ("decay_norm_and_bias",),
+    "schedule": ("hold",),
 }
 # What they become where the user's own loader replaces a data set: that one's figures say nothing about other
 # data.

@@ -105,18 +105,23 @@ def loop(run: Record, stop) -> None:
     shapes = set()
     while not schedule.done(run.position):
         if crossed(run.evaluated, schedule.start(run.position), eval_every):
-            run.evaluate(*parts.data.evaluated())
+            evaluated = run.evaluate(*parts.data.evaluated())
+            if parts.data.validation is not None:
+                schedule.evaluated(run.position, evaluated["loss"], evaluated["error"])
         before = run.position
         start = schedule.start(before)
         setting = schedule(start)
         with ledger("resize"):
             run.note_change(start, setting)
+        needs = schedule.measures(start, setting)
         with ledger(compute_cause(parts, setting, shapes)):
-            result = step(start, setting)
+            result = step(start, setting, needs)
             if parts.average:
                 parts.average.update(setting.batch_size)
-        schedule.observe(Observation(start, setting))
-        run.note_step(start, start - before, setting, result)
+            # Reading the loss waits for the device: only where a rule asked for it.
+            loss = float(result.loss) / setting.batch_size if "loss" in needs else None
+        schedule.observe(Observation(start, setting, loss, result.noise))
+        run.note_step(start, start - before, setting, result, schedule.figures())
         if crossed(before, run.position, log_every) or ledger.clock() - run.fetched_at > 2:
             run.fetch()
         if reason := stop():

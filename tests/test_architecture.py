@@ -14,8 +14,8 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 # A module (or a package, as one) imports only what stands in a line above its own. Add new ones by hand.
 LAYERS = [
     "adabatch errors draws",  # the ground; "adabatch" = the version and the names fetched on demand
-    "files environment console ledger noise layers data hardware checkpoint trackers ema optim targets",
-    "runs models statistics flat",
+    "noise files environment console ledger layers data hardware checkpoint trackers ema optim targets",
+    "runs models statistics flat measure",
     "schedules step owner report",
     "plan outcome",
     "sanity",
@@ -32,7 +32,7 @@ LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names.spl
 ONLY = {
     "schedules": {"errors", "draws", "noise"},  # a schedule never sees model, optimizer or data
     "models": {"errors", "draws", "layers"},
-    "step": {"errors", "draws", "layers", "noise", "hardware", "flat"},
+    "step": {"errors", "draws", "layers", "noise", "hardware", "flat", "measure"},
     "report": {"errors", "runs", "files", "statistics"},
 }
 # `python -m adabatch` knows its configuration to be good before torch is loaded; a report never needs it.

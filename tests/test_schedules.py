@@ -291,14 +291,15 @@ def test_coupled_quantities_at_a_change():
     common = dict(
         samples=1000, momentum=0.9, weight_decay=5e-4, decoupled=False, ema=None, horizon=1215.0, world=1
     )
-    before = coupled(a, **common, micro_batch=10, accumulation=1)
-    changed = differences(before, coupled(b, **common, micro_batch=16, accumulation=2))
+    before = coupled(a, lr=a.lr, **common, micro_batch=10, accumulation=1)
+    changed = differences(before, coupled(b, lr=b.lr, **common, micro_batch=16, accumulation=2))
     assert changed["batch_size"] == [10, 20] and changed["steps_per_epoch"] == [100, 50]
     assert changed["momentum_horizon_samples"] == pytest.approx([100, 200])
     assert changed["weight_decay_per_sample"] == pytest.approx([0.1 * 5e-4 / 1, 0.1 * 5e-4 / 2])
     assert changed["micro_batch"] == [10, 16] and changed["accumulation"] == [1, 2]
     assert "ema_half_life_samples" not in changed
-    assert rule(a, b, 1.0) == "batch x2, lr x1 (linear scaling x2, the rest x0.5)"
+    words = rule(a, b, "linear scaling")
+    assert words == "batch x2, lr x1 (x2 by the batch, linear scaling; x0.5 by the rest)"
 
 
 def test_a_decay_that_never_steps_says_so():

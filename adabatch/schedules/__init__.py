@@ -1,7 +1,21 @@
 """Batch-size schedules as plain Python objects: no torch, no Hydra."""
 
+from adabatch.schedules.closed import Controller, Rule, Seen, closed_loop
 from adabatch.schedules.core import Schedule, walk
 from adabatch.schedules.factors import Constant, Factor, Steps
-from adabatch.schedules.setting import Observation, Setting
+from adabatch.schedules.setting import Frame, Observation, Setting
 
-__all__ = ["Constant", "Factor", "Observation", "Schedule", "Setting", "Steps", "walk"]
+__all__ = [
+    "Constant",
+    "Controller",
+    "Factor",
+    "Frame",
+    "Observation",
+    "Rule",
+    "Schedule",
+    "Seen",
+    "Setting",
+    "Steps",
+    "closed_loop",
+    "walk",
+]

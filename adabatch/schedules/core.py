@@ -1,6 +1,6 @@
 """Schedules: the batch size and learning rate at every position of a run (position = samples seen).
 
-    planned(t) = base_batch * growth(t), rounded down to a multiple of `multiple`
+    planned(t) = base_batch * growth(t), rounded to a multiple of `multiple` as the rule's source rounds
     batch(t)   = min(planned, cap)            cap = min(max_batch, samples) rounded down to `multiple`
     lr(t)      = base_lr * decay(t) * scaling(planned / lr_batch) * (batch / planned)^p * warmup(t)
 
@@ -16,25 +16,10 @@ import math
 
 from adabatch.errors import UserError, suggest
 from adabatch.schedules.factors import Constant, Steps
-from adabatch.schedules.setting import Observation, Setting
+from adabatch.schedules.scaling import Gain, Power, scaling_exponent
+from adabatch.schedules.setting import Frame, Observation, Setting
 
-SCALINGS = ("auto", "none", "linear", "sqrt")
-
-
-def scaling_exponent(scaling: str | float, noise_exponent: float) -> float:
-    """Exponent q of the learning rate's growth with the batch, lr ~ (batch / lr_batch)^q.
-
-    auto: linear for SGD (Goyal et al. 2017, arXiv 1706.02677), square root for Adam-type optimizers.
-    """
-    if isinstance(scaling, (int, float)) and not isinstance(scaling, bool):
-        return float(scaling)
-    named = {"none": 0.0, "linear": 1.0, "sqrt": 0.5, "auto": noise_exponent}
-    if scaling not in named:
-        raise UserError(
-            f"schedule.scaling is one of {', '.join(SCALINGS)} or a power, got "
-            f"{scaling!r}.{suggest(scaling, SCALINGS)}"
-        )
-    return named[scaling]
+WARMUPS = ("step", "epoch", "legw")
 
 
 def refuse_sizes(whole: dict, others: dict) -> None:
@@ -48,15 +33,30 @@ def refuse_sizes(whole: dict, others: dict) -> None:
             raise UserError(f"schedule.{name} is a whole number of samples, got {value!r}")
 
 
+def refuse_choices(**given) -> None:
+    """UserError for a name that stands for nothing."""
+    for name, value in given.items():
+        known = {"compat": (None, "nvlabs"), "twin": (None, "lr", "batch"), "warmup_rule": WARMUPS}[name]
+        if value not in known:
+            words = ", ".join("null" if k is None else k for k in known)
+            near = suggest(str(value), [k for k in known if k])
+            raise UserError(f"schedule.{name} is one of {words}, got {value!r}.{near}")
+
+
 class Schedule:
     """Growth x decay x scaling x warm-up. See the module for the formula.
 
-    samples: training samples in an epoch. epochs: of the run. lr_batch: the batch at which base_lr was tuned
-    (None: base_batch). max_batch: None = the dataset. warmup_from: fraction of the scaled learning rate at
-    the start; None = 1/s, that is from base_lr to s * base_lr with s = max(1, scaling(planned / lr_batch))
-    (Goyal et al. 2017). stretch: regime adaptation, everything takes `stretch` times as long (Hoffer et al.
-    2017, arXiv 1705.08741). compat="nvlabs": the tail of each epoch is dropped and the warm-up moves once per
-    epoch, as in NVlabs/AdaBatch.
+    samples: training samples in an epoch. epochs: of the run. growth, decay: factors (`factors.py`); a growth
+    that measures is a `Controller` (`closed.py`). lr_batch: the batch at which base_lr was tuned (None:
+    base_batch). max_batch: None = the dataset. scaling: auto, none, linear, sqrt, a power, or gain
+    (AdaScale). warmup_from: fraction of the scaled learning rate at the start; None = 1/s, that is from
+    base_lr to s * base_lr with s = max(1, scaling(planned / lr_batch)) (Goyal et al. 2017). warmup_rule: step
+    = linear per step; epoch = once per epoch (NVlabs/AdaBatch); legw = per step, over warmup_epochs *
+    base_batch / lr_batch epochs (You et al. 2019, arXiv 1901.08256). stretch: regime adaptation, everything
+    takes `stretch` times as long (Hoffer et al. 2017, arXiv 1705.08741); auto = base_batch / lr_batch,
+    rounded up. twin: lr = the fixed base_batch with the learning rate lowered where the schedule would grow;
+    batch = the reverse; both at equal noise lr / batch^p. compat="nvlabs": the tail of each epoch is dropped
+    and warm-up is per epoch. measuring: what a closed loop needs (`closed.py`).
     """
 
     def __init__(
@@ -74,98 +74,154 @@ class Schedule:
         scaling: str | float = "auto",
         warmup_epochs: float = 0.0,
         warmup_from: float | None = None,
-        stretch: float = 1.0,
+        warmup_rule: str = "step",
+        stretch: float | str = 1.0,
+        twin: str | None = None,
         compat: str | None = None,
         noise_exponent: float = 1.0,
+        stop: str = "samples",
+        measuring=None,
     ):
+        lr_batch = lr_batch or base_batch
         whole = dict(base_batch=base_batch, lr_batch=lr_batch, max_batch=max_batch, multiple=multiple)
-        refuse_sizes(whole, dict(base_lr=base_lr, epochs=epochs, stretch=stretch))
-        if compat not in (None, "nvlabs"):
-            raise UserError(
-                f"schedule.compat is null or nvlabs, got {compat!r}.{suggest(compat, ['nvlabs'])}"
-            )
+        refuse_sizes(whole, dict(base_lr=base_lr, epochs=epochs))
+        if stretch == "auto":
+            stretch = max(1, math.ceil(base_batch / lr_batch))
+        refuse_sizes({}, dict(stretch=stretch))
+        refuse_choices(compat=compat, twin=twin, warmup_rule=warmup_rule)
+        if warmup_rule == "legw":
+            warmup_epochs *= base_batch / lr_batch
         if not 0 <= warmup_epochs < epochs and warmup_epochs:
-            raise UserError(f"schedule.warmup_epochs is less than epochs={epochs}, got {warmup_epochs}")
+            raise UserError(f"schedule.warmup_epochs is less than epochs={epochs}, got {warmup_epochs:g}")
         self.samples, self.epochs, self.stretch, self.compat = samples, epochs, stretch, compat
-        self.base_batch, self.base_lr, self.lr_batch = base_batch, base_lr, lr_batch or base_batch
-        self.multiple, self.noise_exponent = multiple, noise_exponent
-        self.exponent = scaling_exponent(scaling, noise_exponent)
+        self.base_batch, self.base_lr, self.lr_batch = base_batch, base_lr, lr_batch
+        self.noise_exponent, self.twin = noise_exponent, twin
         self.warmup_epochs, self.warmup_from = warmup_epochs, warmup_from
-        self.cap = min(max_batch or samples, samples) // multiple * multiple
-        if not self.cap:
+        self.per_epoch = bool(compat) or warmup_rule == "epoch"
+        self.measuring, self.updates = measuring, 0
+        self.frame = self._frame(max_batch, multiple)
+        self.cap, self.budget = self.frame.cap, round(epochs * samples * stretch)
+        self.growth, self.decay = (factor.bind(self.frame) for factor in (growth, decay))
+        if scaling == "gain":
+            self.scaling = Gain(noise_exponent, lr_batch, self.frame.budget, stop)
+            if (
+                stop == "gained"
+            ):  # a gain is at least 1: the schedule is through after so many samples at most
+                self.budget = math.ceil(self.frame.budget * max(1, self.cap / lr_batch))
+        else:
+            self.scaling = Power(scaling_exponent(scaling, noise_exponent), noise_exponent, lr_batch)
+        if self.needs and measuring is None:
+            raise UserError("this schedule measures: build it with adabatch.schedules.closed_loop")
+
+    def _frame(self, max_batch: int | None, multiple: int) -> Frame:
+        largest, budget = min(max_batch or self.samples, self.samples), round(self.epochs * self.samples)
+        if largest < multiple:
+            raise UserError(f"schedule.multiple={multiple} is larger than the largest batch {largest}")
+        if budget < 1:
             raise UserError(
-                f"schedule.multiple={multiple} is larger than the largest batch "
-                f"{min(max_batch or samples, samples)}"
+                f"a run sees at least one sample, got epochs={self.epochs} of {self.samples} samples"
             )
-        self.budget = round(epochs * samples * stretch)
-        if self.budget < 1:
-            raise UserError(f"a run sees at least one sample, got epochs={epochs} of {samples} samples")
-        self.growth, self.decay = (
-            factor.bind(samples, round(epochs * samples)) for factor in (growth, decay)
-        )
-        self.updates = 0
+        return Frame(self.samples, budget, self.base_batch, largest // multiple * multiple, multiple)
 
     @property
     def needs(self) -> frozenset:
-        return self.growth.needs | self.decay.needs
+        """What must be measured for it; empty for an open loop, which is a function of position."""
+        return self.growth.needs | self.decay.needs | self.scaling.needs
 
     def start(self, position: int) -> int:
         """Where the next batch starts: `position`, but with compat the next epoch if too little of this one
         is left."""
-        if self.compat and self.samples - position % self.samples < self._batch(position)[1]:
+        if self.compat and self.samples - position % self.samples < self(position).divisor:
             return (position // self.samples + 1) * self.samples
         return position
 
     def done(self, position: int) -> bool:
-        return self.start(position) >= self.budget
+        return self.start(position) >= self.budget or self.scaling.finished()
 
     def __call__(self, position: int) -> Setting:
-        planned, batch = self._batch(position)
         time = position / self.stretch
-        scaled = (planned / self.lr_batch) ** self.exponent
-        capped = (batch / planned) ** self.noise_exponent
-        warmup, rising = self._warmup(time, scaled)
-        lr = self.base_lr * self.decay(time) * scaled * capped * warmup
-        stage = (batch, self.growth.stage(time), self.decay.stage(time), rising)
-        return Setting(min(batch, self.budget - position), lr, batch, stage)
+        planned = self.frame.planned(self.base_batch * self.growth(time), self.growth.rounding)
+        batch = min(planned, self.cap)
+        clock = self.scaling.clock(time)
+        scaled, capped = self.scaling(planned, batch)
+        warmup, rising = self._warmup(clock, scaled)
+        decayed = self.decay(clock)
+        lr = self.base_lr * decayed * scaled * capped * warmup
+        if self.twin:
+            batch, lr = self._twin(batch, lr, decayed)
+        stage = (batch, self.growth.stage(time), self.decay.stage(clock), rising)
+        at_base = self.scaling(self.base_batch, self.base_batch)[0]
+        grown = scaled * capped / at_base
+        return Setting(min(batch, self.budget - position), lr, batch, stage, batch / self.base_batch, grown)
 
-    def _batch(self, position: int) -> tuple[int, int]:
-        """(planned, actual) batch size at a position."""
-        wanted = self.base_batch * self.growth(position / self.stretch)
-        # Float noise must not round 256 down: a relative 1e-12 is far below one sample.
-        planned = max(1, math.floor(wanted / self.multiple * (1 + 1e-12))) * self.multiple
-        return planned, min(planned, self.cap)
+    def _twin(self, batch: int, lr: float, decayed: float) -> tuple[int, float]:
+        """The schedule's other half at equal noise lr / batch^p: growth as decay, or decay as growth."""
+        if self.twin == "lr":
+            other = min(self.frame.planned(self.base_batch), self.cap)
+        else:
+            grown = decayed ** (-1 / self.noise_exponent) if decayed else math.inf
+            other = min(self.frame.planned(batch * grown), self.cap)
+        return other, lr * (other / batch) ** self.noise_exponent
 
     def _warmup(self, time: float, scaled: float) -> tuple[float, int]:
         """The multiplier, and a number that is constant while one rule holds."""
         if not self.warmup_epochs:
             return 1.0, 0
         epoch = time / self.samples
-        if self.compat:  # NVlabs moves it once per epoch and reaches the target at 0-based epoch warmup - 1
+        if (
+            self.per_epoch
+        ):  # NVlabs moves it once per epoch and reaches the target at 0-based epoch warmup - 1
             last = max(1, math.ceil(self.warmup_epochs) - 1)
             risen = min(1.0, math.floor(epoch) / last)
         else:
             risen = min(1.0, epoch / self.warmup_epochs)
         floor = 1 / max(1.0, scaled) if self.warmup_from is None else self.warmup_from
-        rule = min(math.floor(epoch), last) if self.compat else int(risen < 1)
+        rule = min(math.floor(epoch), last) if self.per_epoch else int(risen < 1)
         return floor + (1 - floor) * risen, rule
 
+    # -- closed loop -------------------------------------------------------------------------------
+
+    def measures(self, start: int, setting: Setting) -> frozenset:
+        """What the step at `start` must measure: `needs` where a measurement is due, otherwise nothing."""
+        if self.measuring and self.measuring.due(start, setting.batch_size):
+            return self.needs
+        return frozenset()
+
     def observe(self, seen: Observation) -> None:
+        """One finished step; decisions hold from the next batch on."""
         self.updates += 1
-        self.growth.observe(seen)
-        self.decay.observe(seen)
+        average = self.measuring.add(seen) if self.measuring else None
+        self.scaling.observe(seen.setting, average)
+        for factor in (self.growth, self.decay):
+            factor.observe(seen, average, self.updates)
+
+    def evaluated(self, position: int, loss: float, error: float | None) -> None:
+        """An evaluation on the validation split; never on test."""
+        for factor in (self.growth, self.decay):
+            factor.evaluated(position, loss, error)
+
+    def figures(self) -> dict:
+        """What the last observation left to be logged, beside batch size and learning rate."""
+        if not self.measuring:
+            return {}
+        return self.measuring.figures(self.samples) | self.growth.figures() | self.scaling.figures()
 
     def warnings(self) -> list[str]:
         """What a user should know before the run starts."""
         found = []
         positions = sorted({round(m * self.stretch) for m in self.growth.milestones()})
-        if not isinstance(self.growth, Constant) and not self.growth.needs:
-            if len({self._batch(position)[1] for position in [0, *positions]}) == 1:
-                found.append(
-                    f"the batch size cannot change in this run: it stays {self._batch(0)[1]} over "
-                    f"{self.epochs:g} epochs "
-                    f"(growth at epochs {[p / self.samples for p in positions]}, cap {self.cap})"
-                )
+        sizes = {self(position).divisor for position in [0, *positions]}
+        if (
+            not isinstance(self.growth, Constant)
+            and not self.growth.needs
+            and self.twin != "lr"
+            and len(sizes) == 1
+        ):
+            found.append(
+                f"the batch size cannot change in this run: it stays {self(0).divisor} over "
+                f"{self.epochs:g} epochs "
+                f"(growth at epochs {[p / self.samples for p in positions]}, cap {self.cap})"
+            )
         if isinstance(self.decay, Steps) and not self.decay.milestones() and not self.warmup_epochs:
             found.append(
                 f"schedule.decay never steps in {self.epochs:g} epochs: it has no effect in this run"
@@ -178,12 +234,15 @@ class Schedule:
         return found
 
     def state_dict(self) -> dict:
-        return dict(updates=self.updates, growth=self.growth.state_dict(), decay=self.decay.state_dict())
+        parts = dict(growth=self.growth, decay=self.decay, scaling=self.scaling, measuring=self.measuring)
+        return {"updates": self.updates} | {n: p.state_dict() if p else {} for n, p in parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
         self.updates = state["updates"]
-        self.growth.load_state_dict(state["growth"])
-        self.decay.load_state_dict(state["decay"])
+        parts = dict(growth=self.growth, decay=self.decay, scaling=self.scaling, measuring=self.measuring)
+        for name, part in parts.items():
+            if part:
+                part.load_state_dict(state[name])
 
 
 def walk(schedule: Schedule, stop: int | None = None):

@@ -11,6 +11,7 @@ from adabatch.schedules.setting import Setting
 def coupled(
     setting: Setting,
     *,
+    lr: float,
     samples: int,
     momentum: float,
     weight_decay: float,
@@ -24,11 +25,12 @@ def coupled(
     """Every coupled quantity under one setting. ema: half-life in samples; horizon: of running statistics, in
     samples (None where there are none). micro_batch, accumulation: largest forward pass, and how many."""
     batch = setting.divisor
-    per_sample = setting.lr * weight_decay / batch / (1.0 if decoupled else 1 - momentum)
+    per_sample = lr * weight_decay / batch / (1.0 if decoupled else 1 - momentum)
     return {
         "batch_size": batch,
-        "lr": setting.lr,
+        "lr": lr,
         "steps_per_epoch": samples / batch,
+        "momentum": momentum or None,
         "momentum_horizon_samples": batch / (1 - momentum) if momentum else None,
         "weight_decay_per_sample": per_sample if weight_decay else None,
         "ema_half_life_samples": ema,
@@ -44,10 +46,11 @@ def differences(before: dict, after: dict) -> dict:
     return {name: [before[name], after[name]] for name in after if after[name] is not None}
 
 
-def rule(before: Setting, after: Setting, exponent: float) -> str:
-    """The arithmetic of the learning rate at a change, in words."""
+def rule(before: Setting, after: Setting, scaling: str) -> str:
+    """The arithmetic of the learning rate at a change, in words. scaling: which rule it follows."""
     grown, moved = after.divisor / before.divisor, after.lr / before.lr
-    named = {0.0: "no scaling", 1.0: "linear scaling", 0.5: "square-root scaling"}
-    name = named.get(exponent, f"scaling power {exponent:g}")
-    scaled = grown**exponent
-    return f"batch x{grown:.6g}, lr x{moved:.6g} ({name} x{scaled:.6g}, the rest x{moved / scaled:.6g})"
+    scaled = after.lr_growth / before.lr_growth
+    return (
+        f"batch x{grown:.6g}, lr x{moved:.6g} (x{scaled:.6g} by the batch, {scaling}; "
+        f"x{moved / scaled:.6g} by the rest)"
+    )

@@ -6,16 +6,17 @@ import math
 from abc import ABC, abstractmethod
 
 from adabatch.errors import UserError
-from adabatch.schedules.setting import Observation
+from adabatch.schedules.setting import Frame, Observation
 
 
 class Factor(ABC):
     """One multiplier along a run: growth of the batch or decay of the learning rate."""
 
     needs: frozenset = frozenset()  # what must be measured for it
+    rounding: str = "down"  # of base_batch times this factor, as its source rounds: down, nearest, up
 
-    def bind(self, samples: int, budget: int) -> "Factor":
-        """The same factor for a run of `budget` samples, `samples` in an epoch."""
+    def bind(self, frame: Frame) -> "Factor":
+        """The same factor for a run of `frame.budget` samples, `frame.samples` in an epoch."""
         return self
 
     @abstractmethod
@@ -30,8 +31,15 @@ class Factor(ABC):
         """Positions at which it steps, within the run; empty where it never does."""
         return []
 
-    def observe(self, seen: Observation) -> None:
-        """Closed-loop factors learn here."""
+    def observe(self, seen: Observation, average, updates: int) -> None:
+        """Closed-loop factors learn here. average: of the noise; updates: finished steps."""
+
+    def evaluated(self, position: int, loss: float, error: float | None) -> None:
+        """Factors that follow the validation loss learn here."""
+
+    def figures(self) -> dict:
+        """What is worth logging of the last observation."""
+        return {}
 
     def state_dict(self) -> dict:
         return {}
@@ -74,8 +82,8 @@ class Steps(Factor):
                 raise UserError(f"{name} is positive, got {value}")
         self.factor, self.at = factor, []
 
-    def bind(self, samples: int, budget: int) -> "Steps":
-        bound = copy.copy(self)
+    def bind(self, frame: Frame) -> "Steps":
+        bound, samples, budget = copy.copy(self), frame.samples, frame.budget
         if "milestones" in self.given:
             at = sorted(round(epoch * samples) for epoch in self.given["milestones"])
         else:

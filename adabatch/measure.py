@@ -1,0 +1,137 @@
+"""Gradient statistics of groups of samples, taken while a batch is trained or in passes of their own.
+
+Groups are counted from the batch's first sample (`group` samples each; a remainder below half a group joins
+the last), so what is measured does not depend on micro-batches or ranks. A group's gradient is taken from
+zero; the groups are then added up in order. Cost of a measuring step: one more vector of gradients in memory,
+two passes over it per group, and forward passes no longer than a group.
+"""
+
+import contextlib
+
+import torch
+
+from adabatch import layers
+from adabatch.noise import Noise, differenced, estimate
+
+
+@contextlib.contextmanager
+def untouched(model):
+    """Passes inside leave nothing behind: buffers (plain batch norm counts passes) and torch's generator are
+    put back."""
+    kept = {name: b.clone() for name, b in model.named_buffers()}
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        with torch.no_grad():
+            for name, b in model.named_buffers():
+                b.copy_(kept[name])
+
+
+def default_group(unit: int, base_batch: int) -> int:
+    """Samples in a noise group where `schedule.noise_group` is null: half of base_batch in whole ghost groups
+    of `unit`, one at least."""
+    return max(unit, base_batch // 2 // unit * unit, 1)
+
+
+class Meter:
+    """flat: the network's gradients. group: samples in a noise group, whole ghost groups of `unit`.
+    differenced: whether two successive batches serve where a batch is a single group. metric: None, or a
+    function that returns a vector by which gradients are multiplied first (Adam's preconditioner; None while
+    there is none yet, and then nothing is measured)."""
+
+    def __init__(self, flat, hardware, group: int, unit: int, differenced: bool = True, metric=None):
+        self.flat, self.hardware, self.unit = flat, hardware, unit
+        self.size = max(1, group // unit) * unit
+        self.differenced, self.metric = differenced, metric
+        self.previous = None  # (position after it, batch, gradient) of a measured batch of one group
+
+    def cut(self, batch: int, micro_batch: int) -> tuple[list[slice], set[int]]:
+        """This rank's forward passes over a measured batch, and the rows at which its groups end."""
+        rows = self.hardware.rows(batch, self.size)
+        borders, start = [], 0
+        for size in layers.group_sizes(batch, self.size):
+            if rows.start <= start < rows.stop:
+                borders.append((start, start + size))
+            start += size
+        passes = [
+            part
+            for a, b in borders
+            for part in self.hardware.micro_batches(slice(a, b), batch, self.unit, micro_batch)
+        ]
+        return passes, {b for _, b in borders}
+
+    def begin(self, setting, needs: frozenset) -> None:
+        self.setting, self.needs = setting, needs
+        self.sizes = layers.group_sizes(setting.batch_size, self.size)
+        grads = self.flat.grads
+        self.vector = self.metric() if self.metric else None
+        self.blind = self.metric is not None and self.vector is None
+        self.total = torch.zeros_like(grads)
+        self.small = torch.zeros(len(self.flat.ranges), dtype=torch.float64, device=grads.device)
+        self.half = torch.zeros_like(grads) if "halves" in needs else None
+        self.border = sum(self.sizes[: len(self.sizes) // 2])
+
+    def norms(self, vector) -> torch.Tensor:
+        """Squared norms by group of parameters: float64 [ranges]."""
+        vector = vector if self.vector is None else vector * self.vector
+        parts = [
+            torch.linalg.vector_norm(vector[a:b], dtype=torch.float64).square() for a, b in self.flat.ranges
+        ]
+        return torch.stack(parts)
+
+    def group(self, stop: int, size: int) -> None:
+        """flat.grads holds the gradient of one group of `size` samples that ends at row `stop`: it is
+        measured and moved to the sum."""
+        self.small.add_(self.norms(self.flat.grads), alpha=1.0 / size)
+        self.total.add_(self.flat.grads)
+        if self.half is not None and stop <= self.border:
+            self.half.add_(self.flat.grads)
+        self.flat.grads.zero_()
+
+    def end(self) -> list:
+        """The sum returns to flat.grads; what else must be added up over the ranks."""
+        self.flat.grads.copy_(self.total)
+        return [self.small] + ([self.half] if self.half is not None else [])
+
+    def finish(self, start: int) -> Noise | None:
+        """The measurement, from sums over all ranks; waits for the device."""
+        s, groups = self.setting, len(self.sizes)
+        batch, scale = s.batch_size, s.divisor**2  # gradients are sums over `divisor`
+        if self.blind:
+            return None
+        if groups < 2:
+            return self._from_two(start) if self.differenced else None
+        self.previous = None
+        small = (self.small * (scale / batch)).tolist()
+        large = (self.norms(self.flat.grads) * (scale / batch**2)).tolist()
+        parts = tuple(estimate(a, b, batch, groups) for a, b in zip(small, large))
+        trace, sq_norm = estimate(sum(small), sum(large), batch, groups)
+        cosine = self._cosine() if self.half is not None else None
+        return Noise(batch, groups, trace, sq_norm, cosine=cosine, parts=parts if len(parts) > 1 else ())
+
+    def _cosine(self) -> float:
+        other = self.flat.grads - self.half
+        first, second = (v if self.vector is None else v * self.vector for v in (self.half, other))
+        product = torch.dot(first.double(), second.double())
+        return float(
+            product / (torch.linalg.vector_norm(first.double()) * torch.linalg.vector_norm(second.double()))
+        )
+
+    def _from_two(self, start: int) -> Noise | None:
+        """By the batch before, if that was as large and ended where this one starts."""
+        before, s = self.previous, self.setting
+        gradient = self.flat.grads * (s.divisor / s.batch_size)
+        self.previous = (start + s.batch_size, s.batch_size, gradient)
+        if before is None or before[:2] != (start, s.batch_size):
+            return None
+        weighed = [v if self.vector is None else v * self.vector for v in (gradient, before[2])]
+        a, b = (v.double() for v in weighed)
+        return differenced(float((a - b).square().sum()), float(torch.dot(a, b)), s.batch_size)
+
+    def state_dict(self) -> dict:
+        return {"previous": self.previous and list(self.previous)}
+
+    def load_state_dict(self, state: dict) -> None:
+        kept = state["previous"]
+        self.previous = kept and (kept[0], kept[1], kept[2].to(self.flat.grads))
