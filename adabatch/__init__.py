@@ -16,6 +16,17 @@ _FROM = {  # public name -> the module that has it
     "UserError": "adabatch.errors",
     "Diverged": "adabatch.errors",
     "Interrupted": "adabatch.errors",
+    # For a loop of your own (docs/library.md). The rest of the schedules: adabatch.schedules.
+    "Schedule": "adabatch.schedules",
+    "Constant": "adabatch.schedules",
+    "Steps": "adabatch.schedules",
+    "closed_loop": "adabatch.schedules",
+    "Rule": "adabatch.schedules",
+    "Setting": "adabatch.schedules",
+    "Observation": "adabatch.schedules",
+    "walk": "adabatch.schedules",
+    "Noise": "adabatch.noise",
+    "BatchSampler": "adabatch.sampler",
 }
 __all__ = ["__version__", *_FROM]
 

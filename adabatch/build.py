@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from adabatch import checkpoint, draws, ema, layers, optim, plan
+from adabatch import checkpoint, cutting, draws, ema, layers, optim, persample, plan
 from adabatch.data.augment import Augment, Prepare
 from adabatch.data.samples import Samples, TensorSamples, as_samples
 from adabatch.data.split import split_train
 from adabatch.data.stream import Stream
 from adabatch.errors import UserError
 from adabatch.flat import Flat
-from adabatch.measure import Meter, default_group
+from adabatch.measure import SINGLE, Meter
+from adabatch.shadow import Shadows
 from adabatch.step import Step
 from adabatch.targets import locate, make
 
@@ -51,6 +52,11 @@ def data(node: dict) -> Data:
             f"{node['_target_']} has {len(whole)} training samples, its configuration says "
             f"dataset.samples={node['samples']}: "
             "files are missing or too many, or set dataset.samples to what you expect"
+        )
+    if node.get("test_samples") and len(test) != node["test_samples"]:
+        raise UserError(
+            f"{node['_target_']} has {len(test)} test samples, its configuration says "
+            f"dataset.test_samples={node['test_samples']}: set it to what you expect, or to null"
         )
     train, validation = split_train(whole, node.get("limit"), node.get("validation") or 0)
     inputs, labels = whole.read(torch.zeros(1, dtype=torch.int64))
@@ -160,14 +166,32 @@ def optimizer(node: dict, model):
 def measuring(schedule, flat, chosen, hardware, unit: int) -> Meter:
     """The meter for a closed-loop schedule. unit: samples in a ghost group."""
     wanted = schedule.measuring
-    group = wanted.group or default_group(unit, schedule.base_batch)
+    group = wanted.group or cutting.default_group(unit, schedule.base_batch)
     if group % unit:
         raise UserError(
             f"schedule.noise_group={group} is not a multiple of the ghost group of {unit} samples: take "
             f"{max(1, group // unit) * unit}, or another model.ghost or model.norm"
         )
+    if schedule.needs & SINGLE:
+        persample.load()
     metric = optim.preconditioner(chosen, flat) if wanted.preconditioned else None
-    return Meter(flat, hardware, group, unit, wanted.differenced, metric)
+    return Meter(flat, hardware, group, unit, wanted.differenced, metric, schedule.samples)
+
+
+def shadowing(config: dict, driver, step: Step, samples: int) -> Shadows:
+    """The schedules that look on, with meters for those that measure."""
+
+    def meter(schedule):
+        return measuring(schedule, step.flat, step.optimizer, step.hardware, step.unit)
+
+    def shared(schedule) -> bool:
+        ours, theirs = step.meter, schedule.measuring
+        if ours is None or theirs is None:
+            return False
+        alike = theirs.preconditioned == driver.measuring.preconditioned
+        return alike and theirs.differenced == ours.differenced and meter(schedule).size == ours.size
+
+    return Shadows(plan.shadows(config, samples), step, meter, shared)
 
 
 @dataclass
@@ -181,6 +205,7 @@ class Parts:
     step: Step
     average: ema.Average | None
     loss: object  # of evaluation
+    shadows: Shadows
 
 
 def build(config: dict, ledger=None) -> Parts:
@@ -189,6 +214,7 @@ def build(config: dict, ledger=None) -> Parts:
     hardware.set_up()
     parts = data(config["dataset"])
     planned = plan.schedule(config, len(parts.train))
+    plan.refuse_blind(planned, config["dataset"].get("validation"))
     model = network(config["model"], parts, config["seed"], hardware, config["dataset"].get("size")).train()
     prepare = preparation(config["dataset"], parts, model, hardware)
     parts.train, parts.validation, parts.test = (
@@ -200,7 +226,8 @@ def build(config: dict, ledger=None) -> Parts:
     loss, plain = losses(config)
     forward = torch.compile(model, dynamic=False) if hardware.compile else model
     stream = Stream(parts.train, prepare, config["seed"], hardware.device)
-    meter = measuring(planned, flat, chosen, hardware, layers.ghost_size(model)) if planned.needs else None
+    unit, steps = layers.ghost_size(model), planned.needs - {"validation"}
+    meter = measuring(planned, flat, chosen, hardware, unit) if steps else None
     held = optim.Held(chosen, config["schedule"].get("hold") or ())
     step = Step(
         model,
@@ -217,8 +244,9 @@ def build(config: dict, ledger=None) -> Parts:
         meter,
         held,
     )
+    shadows = shadowing(config, planned, step, len(parts.train))
     average = ema.Average(flat, config["ema"]) if config["ema"] else None
-    return Parts(hardware, parts, prepare, planned, step, average, plain)
+    return Parts(hardware, parts, prepare, planned, step, average, plain, shadows)
 
 
 def choose_micro_batch(parts: Parts) -> int:
@@ -242,7 +270,7 @@ def evaluation_chunk(micro_batch: int) -> int:
 def whole_groups(micro_batch: int, unit: int) -> int:
     """A forward pass holds whole ghost groups of `unit` samples, one at the least: what that makes of a
     wish."""
-    rounded = max(1, micro_batch // unit) * unit
+    rounded = cutting.whole_groups(micro_batch, unit)
     if rounded != micro_batch:
         log.info("hardware.micro_batch=%d becomes %d, whole ghost groups of %d", micro_batch, rounded, unit)
     return rounded

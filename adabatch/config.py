@@ -5,6 +5,7 @@ nothing is left behind by a command that was refused, and torch is not imported 
 """
 
 import contextlib
+import copy
 import os
 import re
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adabatch import runs, sanity, targets
-from adabatch.errors import UserError
+from adabatch.errors import UserError, suggest
 from adabatch.sanity import GROUPS
 
 BUNDLES = ("experiment", "arm")  # bundles of overrides, not schema
@@ -153,6 +154,7 @@ def check(config: DictConfig, overrides, known: dict, choices: dict | None = Non
     config: composed tree. overrides: what the user typed. known: see `schema`. choices: {group: option}.
     """
     tree, notes = targets.check_tree(plain(config), known, typed(overrides), dict(choices or {}))
+    tree["shadow"] = shadows(tree, known, choices or {})
     sanity.sane(tree)
     tree["options"] = {
         group: (choices or {}).get(group)
@@ -164,6 +166,54 @@ def check(config: DictConfig, overrides, known: dict, choices: dict | None = Non
     apart = [o for o in swept if runs.excluded(o.lstrip("+").partition("=")[0], runs.listed_for(tree))]
     name = runs.folder_name(tree, overrides, apart, runs.contents(tree))
     return Checked(tree, name, tuple(notes))
+
+
+# What a shadow takes from the schedule that drives, so that rules are compared at equal conditions.
+SHARED = (
+    "base_batch", "base_lr", "lr_batch", "max_batch", "multiple", "noise_exponent", "warmup_epochs",
+    "warmup_from", "warmup_rule", "stretch", "compat", "decay",
+)  # fmt: skip
+
+
+def shadows(tree: dict, known: dict, choices: dict) -> dict:
+    """{name: schedule node} of `shadow`, a list of options of schedule or {option: {key: value}}. An option
+    that is the driving one is the driving schedule itself."""
+    asked = tree.get("shadow") or {}
+    if not isinstance(asked, dict):
+        if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
+            raise UserError(
+                f"shadow is a list of options of schedule, or {{option: {{key: value}}}}, got {asked!r}"
+            )
+        asked = dict.fromkeys(asked)
+    options = sorted(file.stem for file in (conf_dir() / "schedule").glob("*.yaml"))
+    found = {}
+    for name, keys in asked.items():
+        if name not in options:
+            raise UserError(f"shadow={name}: there is no such schedule.{suggest(name, options)}")
+        if name == choices.get("schedule"):
+            found[name] = copy.deepcopy(tree["schedule"])
+            continue
+        node = copy.deepcopy(schema(choices | {"schedule": name})["schedule"])
+        node |= {key: tree["schedule"][key] for key in SHARED if key in node and key in tree["schedule"]}
+        node = _resolved(node, tree)
+        changes = {("schedule", *path) for path in _paths(keys or {})}
+        merged = OmegaConf.to_container(OmegaConf.merge(node, keys or {}))
+        inner, _ = targets.check_tree({"schedule": merged}, {"schedule": node}, changes, {"schedule": name})
+        found[name] = inner["schedule"]
+    return found
+
+
+def _resolved(node: dict, tree: dict) -> dict:
+    """A node of an option's YAML with its interpolations read from the resolved tree."""
+    whole = OmegaConf.create({**{k: v for k, v in tree.items() if k != "schedule"}, "schedule": node})
+    return OmegaConf.to_container(whole.schedule, resolve=True)
+
+
+def _paths(keys: dict, path: tuple = ()):
+    for key, value in keys.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from _paths(value, (*path, key))
 
 
 def typed_lines(hydra: DictConfig) -> list[str]:

@@ -256,7 +256,7 @@ def describe(row: dict) -> str:
     changes = [
         f"{CHANGES.get(name, name.replace('_', ' '))} {_change(before)} -> {_change(after)}"
         for name, (before, after) in row.get("changes", {}).items()
-        if before != after
+        if _change(before) != _change(after)
     ]
     rule = f" ({row['rule']})" if row.get("rule") else ""
     return f"epoch {_short(row.get('epoch', 0))}, sample {row['position']:,}: {', '.join(changes)}{rule}"

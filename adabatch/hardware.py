@@ -5,16 +5,11 @@ import os
 
 import torch
 
+from adabatch import cutting
 from adabatch.errors import UserError, suggest
 
 PRECISIONS = ("fp32", "bf16", "tf32", "fp64")
 ACTIVATIONS = {"cpu": 1 << 30, "cuda": 0.4}  # micro_batch=auto: bytes, or a share of the device's memory
-
-
-def groups_in(count: int, unit: int) -> int:
-    """Ghost groups of `unit` samples in a batch of `count`: a remainder below half a group joins the last."""
-    whole, rest = divmod(count, unit)
-    return max(1, whole + (rest > 0 and 2 * rest >= unit))
 
 
 class Hardware:
@@ -110,23 +105,12 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def rows(self, batch_size: int, unit: int) -> slice:
-        """This rank's rows of a global batch: contiguous, cut at borders of ghost groups of `unit` samples;
-        more ranks than groups leave some empty."""
-        groups = groups_in(batch_size, unit)
-
-        def border(rank: int) -> int:
-            index = groups * rank // self.world
-            return batch_size if index == groups else index * unit
-
-        return slice(border(self.rank), border(self.rank + 1))
+        """This rank's rows of a global batch, cut at borders of ghost groups of `unit` samples."""
+        return cutting.rows(batch_size, unit, self.rank, self.world)
 
     def micro_batches(self, rows: slice, batch_size: int, unit: int, micro_batch: int) -> list[slice]:
-        """The forward passes over `rows`: as many whole groups as fit in `micro_batch` (one at the least).
-        The last may be longer by a remainder that joined its last group."""
-        groups = groups_in(batch_size, unit)
-        step = max(1, micro_batch // unit) * unit
-        starts = [s for s in range(rows.start, rows.stop, step) if s // unit < groups]
-        return [slice(a, b) for a, b in zip(starts, [*starts[1:], rows.stop], strict=False)]
+        """The forward passes over `rows`: whole groups, as many as fit in `micro_batch`."""
+        return cutting.passes(rows, batch_size, unit, micro_batch)
 
     def activation_budget(self) -> float:
         """Bytes that the activations of one micro-batch may take: a constant of the device, not of the

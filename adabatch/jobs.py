@@ -116,7 +116,10 @@ def lacking(config: dict, folder: Path) -> list[str]:
         "checkpoint.keep": ((config.get("checkpoint") or {}).get("keep") == "last", "weights.pt"),
         "trackers.tensorboard": ((config.get("trackers") or {}).get("tensorboard"), "tensorboard"),
     }
-    return [key for key, (wanted, name) in asked.items() if wanted and not (folder / name).exists()]
+    found = [key for key, (wanted, name) in asked.items() if wanted and not (folder / name).exists()]
+    if set(config.get("shadow") or ()) - set((runs.Run(folder).config or {}).get("shadow") or ()):
+        found.append("shadow")
+    return found
 
 
 def _claim(config: dict, folder: Path) -> Owner:
@@ -225,7 +228,9 @@ def _figures(summary: dict) -> str:
 
 def _next_steps(folder: Path, overrides) -> str:
     lines = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
-    kept = [o for o in overrides if not o.startswith(("seed=", "schedule="))]
+    if any(o.startswith("schedule.run=") for o in overrides):
+        return "\n".join(lines)
+    kept = [o for o in overrides if not o.startswith(("seed=", "schedule=", "shadow="))]
     lines.append("compare: " + shlex.join(["adabatch", "-m", *kept]) + " schedule=fixed,adabatch seed=0,1,2")
     return "\n".join(lines)
 

@@ -79,11 +79,13 @@ class Average:
             list[float]
         ] = []  # [weight, weighted tr(S), weighted |G|^2, samples, measurements]
         self.span = 1  # measurements in a full bucket
+        self.since = 0  # samples since the last unbiased measurement
 
     def add(self, noise: Noise, elapsed: int) -> None:
-        if noise.biased and self.buckets and not self.biased:
-            return  # an unbiased average is not spoilt by a fallback
-        if self.biased and not noise.biased:
+        self.since = self.since + elapsed if noise.biased else 0
+        if noise.biased and self.buckets and not self.biased and self.since < self.horizon / 10:
+            return  # an unbiased average is not spoilt by a fallback, unless nothing else comes any more
+        if self.biased != noise.biased:  # the two are never mixed
             self.buckets, self.span = [], 1
         self.biased = noise.biased
         kept, weight = math.exp(-elapsed / self.horizon), -math.expm1(-elapsed / self.horizon)
@@ -141,8 +143,9 @@ class Average:
         return self.trace / self.sq_norm if self.resolved else None
 
     def state_dict(self) -> dict:
-        return {"buckets": [list(b) for b in self.buckets], "span": self.span, "biased": self.biased}
+        buckets = [list(b) for b in self.buckets]
+        return {"buckets": buckets, "span": self.span, "biased": self.biased, "since": self.since}
 
     def load_state_dict(self, state: dict) -> None:
         self.buckets = [list(b) for b in state["buckets"]]
-        self.span, self.biased = state["span"], state["biased"]
+        self.span, self.biased, self.since = state["span"], state["biased"], state["since"]

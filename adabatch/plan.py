@@ -1,6 +1,10 @@
 """A run's schedule from its configuration, without torch: before a run, beside it, or instead of it."""
 
+from adabatch import runs, throughput
+from adabatch.errors import UserError
+from adabatch.schedules.closed import Controller
 from adabatch.schedules.core import Schedule
+from adabatch.schedules.foreign import rehearse
 from adabatch.targets import make
 
 ADAM_TYPE = (
@@ -30,15 +34,56 @@ def noise_exponent(target: str) -> float:
     return 0.5 if any(known in name for known in ADAM_TYPE) else 1.0
 
 
+def factor(node: dict, name: str, **interface):
+    """Growth or decay. UserError also where a class of the user's own cannot be made."""
+    try:
+        return make(node, name, **interface)
+    except Exception as error:
+        if node["_target_"].startswith("adabatch.") or isinstance(error, UserError):
+            raise
+        words = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name}._target_={node['_target_']} cannot be made: {words}") from error
+
+
 def schedule(config: dict, samples: int) -> Schedule:
     """The schedule of a run over `samples` training samples per epoch. UserError: a setting that no run can
     have."""
     node = dict(config["schedule"])
+    profile = node.pop("profile", None)
+    points = throughput.profile(profile) if profile else None
     for name in ("growth", "decay"):
-        node[name] = make(node[name], f"schedule.{name}")
+        if name in node:
+            node[name] = factor(node[name], f"schedule.{name}", profile=points)
+    recorded = {}
+    if "run" in node:
+        if not node["run"]:
+            raise UserError("a replay needs the run to replay: schedule.run=outputs/NAME, a finished run")
+        recorded["trajectory"] = runs.trajectory(node["run"])
+        recorded["compat"] = (runs.Run(node["run"]).config or {}).get("schedule", {}).get("compat")
     if node.get("noise_exponent", "auto") == "auto":
         node["noise_exponent"] = noise_exponent(config["optimizer"]["_target_"])
-    return make(node, "schedule", samples=samples, epochs=config["epochs"])
+    planned = make(node, "schedule", samples=samples, epochs=config["epochs"], **recorded)
+    if isinstance(planned, Schedule) and isinstance(planned.growth, Controller):
+        rehearse(planned.growth.rule, planned.frame)
+    return planned
+
+
+def shadows(config: dict, samples: int) -> dict[str, Schedule]:
+    """{name: schedule} of those that look on."""
+    return {
+        name: schedule(config | {"schedule": node}, samples)
+        for name, node in (config.get("shadow") or {}).items()
+    }
+
+
+def refuse_blind(planned: Schedule, validation) -> None:
+    """UserError where a schedule follows the validation loss and there is no such split."""
+    if "validation" in planned.needs and not validation:
+        raise UserError(
+            "this schedule decides by the validation loss, and nothing may choose by the test set: set "
+            "dataset.validation to a number of samples (they are taken from the training set), got "
+            f"{validation}"
+        )
 
 
 def samples_of(dataset: dict) -> int | None:

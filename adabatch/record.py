@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from adabatch import __version__, checkpoint, layers, trackers
+from adabatch import __version__, checkpoint, layers, throughput, trackers
 from adabatch.build import Parts, evaluation_chunk
 from adabatch.console import Progress
 from adabatch.errors import Diverged
@@ -22,9 +22,11 @@ def made_by(hardware) -> dict:
 
 
 def in_last_epoch(sums: list, row: dict, schedule) -> list:
-    """[sum of losses, samples] with those of a training row, if it belongs to the last epoch of the
-    budget."""
-    if row["event"] != "train" or row["position"] <= schedule.budget - schedule.samples:
+    """[sum of losses, samples] with those of a training row, if it belongs to the last epoch of the budget;
+    under `stop: gained`, whose end is not known before, to the last epoch of the original schedule."""
+    gained = schedule.scaling.ends_early
+    clock, budget = ("gained", schedule.frame.budget) if gained else ("position", schedule.budget)
+    if row["event"] != "train" or row[clock] <= budget - schedule.samples:
         return sums
     return [sums[0] + row["train_loss"] * row["batch_size"], sums[1] + row["batch_size"]]
 
@@ -46,6 +48,8 @@ class Record:
         self.model, self.samples = parts.step.model, parts.schedule.samples
         shown = Progress(parts.schedule.budget, config["epochs"] * parts.schedule.stretch)
         self.trackers = trackers.build(config, self.folder, extra=(shown,))
+        if config["schedule"].get("profile"):
+            throughput.keep(config["schedule"]["profile"], self.folder)
 
     # -- rows --------------------------------------------------------------------------------------
 
@@ -127,6 +131,8 @@ class Record:
         )
         if setting.divisor != setting.batch_size:
             row["divisor"] = setting.divisor
+        if result.group:
+            row["noise_group"] = result.group
         self.pending.append(row | figures | ({"skipped": skipped} if skipped else {}))
 
     def fetch(self) -> None:
@@ -207,6 +213,7 @@ class Record:
             optimizer=self.parts.step.optimizer.state_dict(),
             layout=self.parts.step.flat.layout,
             schedule=self.parts.schedule.state_dict(),
+            shadows=self.parts.shadows.state_dict(),
             held=self.parts.step.held.state_dict(),
             meter=self.parts.step.meter.state_dict() if self.parts.step.meter else None,
             average=average.state_dict() if average else None,

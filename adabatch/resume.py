@@ -44,6 +44,8 @@ def restore(run, state: dict, made_by: dict) -> None:
     checkpoint.fit(parts.step.model, state["model"], str(path))
     parts.step.optimizer.load_state_dict(state["optimizer"])
     parts.schedule.load_state_dict(state["schedule"])
+    if late := parts.shadows.load_state_dict(state["shadows"]):
+        log.warning("shadows that begin only here, at position %s: %s", state["position"], ", ".join(late))
     parts.step.held.load_state_dict(state["held"])
     if parts.step.meter:
         parts.step.meter.load_state_dict(state["meter"])

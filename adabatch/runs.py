@@ -13,6 +13,7 @@ import os
 import re
 from pathlib import Path
 
+from adabatch import throughput
 from adabatch.errors import UserError
 from adabatch.files import (  # noqa: F401 (these are where others look for them)
     FORMAT,
@@ -75,9 +76,19 @@ def listed_for(config: dict) -> tuple:
 def contents(config: dict) -> dict:
     """What enters the identity by content instead of by name: {dotted key: digest}. Reads the files that are
     named."""
-    source = (config.get("model") or {}).get("init_from")
-    if not source:
-        return {}
+    found = {}
+    if source := (config.get("model") or {}).get("init_from"):
+        found["model.init_from"] = _weights_digest(source)
+    if source := (config.get("schedule") or {}).get("run"):
+        text = json.dumps(trajectory(source))
+        found["schedule.run"] = hashlib.sha256(text.encode()).hexdigest()
+    if source := (config.get("schedule") or {}).get("profile"):
+        text = json.dumps(throughput.profile(source))
+        found["schedule.profile"] = hashlib.sha256(text.encode()).hexdigest()
+    return found
+
+
+def _weights_digest(source: str) -> str:
     path = Path(source).expanduser()
     if path.is_dir():
         found = [path / name for name in ("weights.pt", "checkpoint.pt") if (path / name).is_file()]
@@ -92,7 +103,7 @@ def contents(config: dict) -> dict:
             f"model.init_from={source}: there is no such file or run. Name a weights file or a run's folder."
         )
     with open(path, "rb") as file:
-        return {"model.init_from": hashlib.file_digest(file, "sha256").hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identity(config: dict, contents: dict | None = None) -> str:
@@ -205,6 +216,27 @@ def read_rows(folder: Path) -> list[dict]:
             raise UserError(f"{path}, line {number} is not a row of metrics: {error}") from None
         rows.append(row)
     return rows
+
+
+def trajectory(folder: Path) -> list[tuple[int, int, int, float, int]]:
+    """(start, samples, divisor, lr, noise group or 0) of a finished run's batches. UserError: no such run, or
+    unfinished."""
+    run = Run(Path(folder).expanduser())
+    if run.summary is None:
+        raise UserError(f"schedule.run={folder} is no finished run (it has no summary.json): finish it first")
+    rows = [row for row in run.rows if row.get("event") == "train"]
+    try:
+        found = [
+            (r["position"] - (n := r["batch_size"]), n, r.get("divisor", n), r["lr"], r.get("noise_group", 0))
+            for r in rows
+        ]
+    except (KeyError, TypeError):
+        found = []
+    sizes = all(type(n) is int and n > 0 for _, n, d, *_ in found for n in (n, d))
+    rates = all(isinstance(lr, (int, float)) and lr >= 0 for *_, lr, _ in found)
+    if not found or not sizes or not rates or any(b[0] < a[0] + a[1] for a, b in zip(found, found[1:])):
+        raise UserError(f"{folder}/metrics.jsonl holds no trajectory of batch sizes and learning rates")
+    return found
 
 
 class Run:

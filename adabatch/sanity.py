@@ -46,8 +46,15 @@ def sane(config: dict) -> None:
     if config["hardware"]["_target_"] == "adabatch.hardware.Hardware":
         hardware(values)
     node = config["schedule"]
-    if all(part["_target_"].startswith("adabatch.") for part in (node, node["growth"], node["decay"])):
-        plan.schedule(config, plan.samples_of(config["dataset"]) or 10**6)  # refuses what no run can have
+    samples = plan.samples_of(config["dataset"])
+    # A recorded trajectory fits one number of samples only; otherwise any number tells what no run can have.
+    # Growth and decay of the user's own are made too: a mistake in them is best known before the run.
+    if node["_target_"].startswith("adabatch.") and (samples or "run" not in node):
+        for planned in (
+            plan.schedule(config, samples or 10**6),
+            *plan.shadows(config, samples or 10**6).values(),
+        ):
+            plan.refuse_blind(planned, values.at("dataset.validation"))
 
 
 def general(values: Values) -> None:
@@ -60,7 +67,7 @@ def general(values: Values) -> None:
     for path in ("clip_norm", "ema"):
         if at(path) is not None:
             number(path, "null or a number above 0", lambda v: v > 0)
-    for path in ("log.every_samples", "dataset.limit", "dataset.size"):
+    for path in ("log.every_samples", "dataset.limit", "dataset.size", "dataset.test_samples"):
         if at(path) is not None:
             number(path, "null or a whole number above 0", lambda v: v > 0, whole=True)
     if at("dataset.validation") is not None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from adabatch import layers
 from adabatch.errors import UserError
 from adabatch.flat import Flat
-from adabatch.measure import Meter, untouched
+from adabatch.measure import GROUPED, SINGLE, Meter, untouched
 from adabatch.noise import Noise
 
 
@@ -49,6 +49,9 @@ class StepResult:
     passes: int  # forward passes on this rank
     micro_batch: int  # samples of the largest of them
     noise: Noise | None = None  # of the gradient, where it was asked for
+    group: int = (
+        0  # samples in the groups that the gradient was summed up over; 0 = as the micro-batches fell
+    )
 
 
 class Step:
@@ -87,15 +90,20 @@ class Step:
         """Train on positions start <= p < start + setting.batch_size; measure what `needs` names."""
         self.flat.pending.zero_()
         totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
-        meter = self.meter if needs else None
+        meter = self.meter if needs & GROUPED else None
+        if setting.group and not meter:
+            meter = Meter(
+                self.flat, self.hardware, setting.group, self.unit
+            )  # adds up as the recorded step did
         passes, counted = self._gradient(start, setting, totals, meter, needs)
         noise = None
-        if meter:
+        if needs & (GROUPED | SINGLE):
             with self.ledger("measuring"):
-                noise = meter.finish(start)
+                noise = self._measured(start, setting, self.meter, needs)
         self._update(setting)
         largest = max((p.stop - p.start for p in passes), default=0)
-        return StepResult(totals[0], totals[1] if counted else None, len(passes), largest, noise)
+        wrong, group = totals[1] if counted else None, meter.size if meter else 0
+        return StepResult(totals[0], wrong, len(passes), largest, noise, group)
 
     def _gradient(self, start: int, setting, totals, meter, needs, record: bool = True) -> tuple[list, bool]:
         """The gradient of the batch into flat.grads, summed over ranks; (forward passes, errors counted)."""
@@ -121,8 +129,36 @@ class Step:
         gradients thrown away."""
         totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
         with untouched(self.model):
-            self._gradient(start, setting, totals, meter, needs, record=False)
-            return meter.finish(start)
+            if needs & GROUPED:
+                self._gradient(start, setting, totals, meter, needs, record=False)
+            return self._measured(start, setting, meter, needs)
+
+    def _measured(self, start: int, setting, meter: Meter, needs: frozenset) -> Noise | None:
+        """The measurement, once the batch's gradient stands in flat.grads; by a second pass where it needs
+        one, which leaves gradients, statistics and generator as they were."""
+        if needs & GROUPED and meter.second_pass:
+            unused = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
+            passes, ends = meter.cut(setting.batch_size, self.micro_batch)
+            with untouched(self.model):
+                meter.along()
+                for part in passes:
+                    self._accumulate(start, part, setting, unused, record=False)
+                    if part.stop in ends:
+                        meter.project(part.stop)
+                self.hardware.all_reduce(meter.restore())
+        noise = meter.finish(start) if needs & GROUPED else None
+        return self._sample_by_sample(start, setting, meter, needs, noise) if needs & SINGLE else noise
+
+    def _sample_by_sample(self, start: int, setting, meter: Meter, needs, noise: Noise | None) -> Noise:
+        """The same with what single samples say, in passes of their own in evaluation mode."""
+        singles = meter.singles
+        singles.begin()
+        for part in self.cut(setting.batch_size):
+            x, y = self.stream.batch(start + part.start, start + part.stop)
+            with self.hardware.autocast():
+                singles.add(self.model, self.loss, x, y)
+        self.hardware.all_reduce(*singles.sums())
+        return singles.finish(start, setting, needs, noise)
 
     def cut(self, batch: int) -> list[slice]:
         """This rank's forward passes over a batch, as rows of it."""

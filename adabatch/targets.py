@@ -16,22 +16,24 @@ from adabatch.errors import UserError, suggest
 
 # Keys that our code reads itself and does not pass to the target, by node. They hold for every option.
 GENERIC = {
-    "dataset": ("samples", "classes", "limit", "validation", "size", "mean", "std", "augment"),
+    "dataset": tuple("samples test_samples classes limit validation size mean std augment".split()),
     "model": ("base_lr", "init_from", "name"),
     "optimizer": ("decay_norm_and_bias",),
-    "schedule": ("hold",),
+    "schedule": ("hold", "run"),
 }
 # What they become where the user's own loader replaces a data set: that one's figures say nothing about other
 # data.
 NEUTRAL = {
-    "samples": None, "classes": None, "limit": None, "validation": 0, "size": None, "mean": None, "std": None,
+    "samples": None, "test_samples": None, "classes": None, "limit": None, "validation": 0, "size": None,
+    "mean": None, "std": None,
     "augment": {"pad": 0, "flip": False, "cutout": 0},
 }  # fmt: skip
+STEPS = "adabatch.schedules.Steps"
 # Arguments that code passes by itself (data, devices): the configuration must not name them.
 INTERFACE = {
     "model": ("num_classes", "channels", "shape"),
     "optimizer": ("params", "lr"),
-    "schedule": ("samples", "epochs"),
+    "schedule": ("samples", "epochs", "trajectory", "measuring"),
     "loss": ("logits", "labels"),
 }
 
@@ -121,6 +123,8 @@ def _node(node: dict, known: dict, path: tuple, typed: set, choices: dict, notes
     for key, value in node.items():
         if key not in known and key not in generic:
             raise unknown(path + (key,), known, choices)
+        if key == "factor" and isinstance(value, list) and node.get("_target_") == STEPS:
+            continue  # a growth list: one factor for each milestone
         node[key] = _value(value, known.get(key), path + (key,), typed, choices, notes)
     missing = [key for key in known if key not in node]
     if missing:

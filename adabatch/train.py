@@ -104,24 +104,26 @@ def loop(run: Record, stop) -> None:
     seconds = config["checkpoint"]["every_seconds"]
     shapes = set()
     while not schedule.done(run.position):
-        if crossed(run.evaluated, schedule.start(run.position), eval_every):
-            evaluated = run.evaluate(*parts.data.evaluated())
-            if parts.data.validation is not None:
-                schedule.evaluated(run.position, evaluated["loss"], evaluated["error"])
+        if crossed(run.evaluated, schedule.start(run.position), eval_every) or first_look(run):
+            look(run)
         before = run.position
         start = schedule.start(before)
         setting = schedule(start)
         with ledger("resize"):
             run.note_change(start, setting)
         needs = schedule.measures(start, setting)
+        with ledger("measuring"):
+            looked = parts.shadows.measure(start, setting, needs)
         with ledger(compute_cause(parts, setting, shapes)):
             result = step(start, setting, needs)
             if parts.average:
                 parts.average.update(setting.batch_size)
             # Reading the loss waits for the device: only where a rule asked for it.
-            loss = float(result.loss) / setting.batch_size if "loss" in needs else None
-        schedule.observe(Observation(start, setting, loss, result.noise))
-        run.note_step(start, start - before, setting, result, schedule.figures())
+            asked = "loss" in needs or parts.shadows.needs(start, setting)
+            loss = float(result.loss) / setting.batch_size if asked else None
+        schedule.observe(Observation(start, setting, loss if "loss" in needs else None, result.noise))
+        shadowed = parts.shadows.observe(start, setting, loss, result.noise, looked)
+        run.note_step(start, start - before, setting, result, schedule.figures() | shadowed)
         if crossed(before, run.position, log_every) or ledger.clock() - run.fetched_at > 2:
             run.fetch()
         if reason := stop():
@@ -129,6 +131,21 @@ def loop(run: Record, stop) -> None:
             raise Interrupted(reason)
         if ledger.clock() - run.saved_at >= seconds:
             run.save()
+
+
+def look(run: Record) -> None:
+    """Evaluate; what validation says, and never test, the schedules hear."""
+    parts = run.parts
+    found = run.evaluate(*parts.data.evaluated())
+    if parts.data.validation is not None:
+        parts.schedule.evaluated(run.position, found["loss"], found["error"])
+        parts.shadows.evaluated(run.position, found["loss"], found["error"])
+
+
+def first_look(run: Record) -> bool:
+    """Whether a rule compares with the validation loss before training: then that is evaluated too."""
+    schedules = (run.parts.schedule, *run.parts.shadows.schedules.values())
+    return run.position == 0 and any("validation" in s.needs for s in schedules)
 
 
 def compute_cause(parts: Parts, setting: Setting, shapes: set) -> str:

@@ -43,8 +43,10 @@ def mine(tmp_path, monkeypatch):
         def load(root="here", rows=10): ...
         def loss(logits, labels, alpha=1.0): ...
         def optimizer(params, lr, momentum=0.5): ...
-        class Growth:
+        from adabatch.schedules import Factor
+        class Growth(Factor):
             def __init__(self, pace=2): ...
+            def __call__(self, position): return 1.0
         number = 3
     """)
     )
@@ -92,7 +94,7 @@ def test_the_default_configuration_is_good_and_complete():
         ("batch_size=64", "Did you mean 'schedule.base_batch'"),
         ("base_batch=64", "Did you mean 'schedule.base_batch'"),
         ("experiment=smok", "Did you mean 'smoke'"),
-        ("schedule.growth.every=3", "schedule=adabatch has it"),
+        ("schedule.growth.every=3", "schedule=adabatch or dont_decay or exponential has it"),
         ("+schedule.growth.every=3", "unknown key 'schedule.growth.every'"),
         ("+model=vgg", "write model=vgg"),
         ("seed.x=1", "seed is a single value"),

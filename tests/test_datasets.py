@@ -347,11 +347,12 @@ def test_a_yaml_lists_all_keys_of_its_loader_with_the_defaults_of_the_code(name)
     loader = getattr(
         {"adabatch.data.datasets": datasets, "adabatch.data.imagenet": imagenet}[module], function
     )
-    assert node.keys() >= GENERIC
+    assert node.keys() >= GENERIC | {"test_samples"}
     assert set(node["augment"]) == {"pad", "pad_mode", "flip", "cutout"}
     assert len(node["mean"]) == len(node["std"])
     signature = {key: parameter.default for key, parameter in inspect.signature(loader).parameters.items()}
-    written = {key: value for key, value in node.items() if key not in GENERIC}
+    ours = GENERIC if "test_samples" in signature else GENERIC | {"test_samples"}
+    written = {key: value for key, value in node.items() if key not in ours}
     written |= {"root": None} if "root" in written else {}
     for key, generic in {"train_samples": "samples", "num_classes": "classes"}.items():
         if key in written:
@@ -363,7 +364,8 @@ def test_a_yaml_lists_all_keys_of_its_loader_with_the_defaults_of_the_code(name)
 @pytest.mark.parametrize("name", ["digits", "mnist5k", "synthetic"])
 def test_samples_classes_mean_and_std_are_those_of_the_data(name):
     node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    (images, labels), _ = getattr(datasets, name)()
+    (images, labels), (_, tested) = getattr(datasets, name)()
+    assert len(tested) == node["test_samples"]
     assert len(images) == node["samples"] and int(labels.max()) + 1 == node["classes"]
     pixels = images.double() / 255
     mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
@@ -383,6 +385,6 @@ def test_the_published_files(name, real_data, tmp_path):
         pixels = torch.as_tensor(known.data)
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         assert torch.equal(images, pixels) and labels.tolist() == torch.as_tensor(known.targets).tolist()
-    assert len(ours[0][0]) == node["samples"]
+    assert len(ours[0][0]) == node["samples"] and len(ours[1][0]) == node["test_samples"]
     if name != "cifar100":  # whose constants are CIFAR-10's, as in NVlabs' code
         assert np.allclose((ours[0][0].double() / 255).mean((0, 2, 3)), node["mean"], atol=1e-4)

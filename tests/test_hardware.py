@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adabatch.cutting import groups_in
 from adabatch.errors import UserError
-from adabatch.hardware import Hardware, groups_in
+from adabatch.hardware import Hardware
 from adabatch.layers import group_sizes
 
 counts, units, worlds, micros = (

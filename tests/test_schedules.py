@@ -299,7 +299,7 @@ def test_coupled_quantities_at_a_change():
     assert changed["micro_batch"] == [10, 16] and changed["accumulation"] == [1, 2]
     assert "ema_half_life_samples" not in changed
     words = rule(a, b, "linear scaling")
-    assert words == "batch x2, lr x1 (x2 by the batch, linear scaling; x0.5 by the rest)"
+    assert words == "batch x2, lr x1: x2 by linear scaling; x0.5 by the rest"
 
 
 def test_a_decay_that_never_steps_says_so():

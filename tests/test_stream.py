@@ -76,7 +76,9 @@ def test_a_sample_is_fixed_by_seed_and_position():
 
 def test_epochs_and_seeds_differ_in_order_and_augmentation():
     source = stream()
-    orders = [tuple(source.order(e).tolist()) for e in range(4)] + [tuple(stream(seed=1).order(0).tolist())]
+    orders = [tuple(source.order.epoch(e).tolist()) for e in range(4)] + [
+        tuple(stream(seed=1).order.epoch(0).tolist())
+    ]
     assert len(set(orders)) == 5
     x, y = source.batch(0, 2 * N)
     first, second = x[:N][y[:N].argsort()], x[N:][y[N:].argsort()]  # the same sample in two epochs

@@ -11,33 +11,49 @@ from adabatch import draws
 from adabatch.data.samples import Samples
 
 
+class Order:
+    """Which of `count` samples stands at a position: each epoch is a permutation of its own, fixed by (seed,
+    epoch). shuffle=False: every epoch in the order of the data."""
+
+    def __init__(self, count: int, seed: int, shuffle: bool = True):
+        self.count, self.seed, self.shuffle = count, seed, shuffle
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def epoch(self, epoch: int):
+        """The permutation of an epoch: int64 [count] on the CPU."""
+        if epoch not in self._kept:
+            # Two epochs are kept: batches straddle their border.
+            self._kept = {e: o for e, o in self._kept.items() if e == epoch - 1}
+            key = draws.key(self.seed, draws.ORDER, epoch)
+            self._kept[epoch] = (
+                draws.permutation(key, self.count) if self.shuffle else torch.arange(self.count)
+            )
+        return self._kept[epoch]
+
+    def indices(self, start: int, stop: int):
+        """Which samples stand at positions start <= p < stop: int64 [stop - start] on the CPU."""
+        parts = [torch.empty(0, dtype=torch.int64)]
+        while start < stop:
+            epoch, offset = divmod(start, self.count)
+            parts.append(self.epoch(epoch)[offset : offset + stop - start])
+            start += len(parts[-1])
+        return torch.cat(parts)
+
+
 class Stream:
     """samples: the training split. prepare: (inputs, keys) -> network inputs. device: of the labels."""
 
     def __init__(self, samples: Samples, prepare, seed: int, device="cpu"):
-        self.samples, self.prepare, self.seed, self.device = samples, prepare, seed, device
-        self._orders: dict[int, torch.Tensor] = {}
+        self.samples, self.prepare, self.device = samples, prepare, device
+        self.order = Order(len(samples), seed)
         self._keys = draws.key(seed, draws.AUGMENT)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def order(self, epoch: int):
-        """The permutation of an epoch: int64 [samples] on the CPU."""
-        if epoch not in self._orders:
-            # Two epochs are kept: batches straddle their border.
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = draws.permutation(draws.key(self.seed, draws.ORDER, epoch), len(self))
-        return self._orders[epoch]
-
     def indices(self, start: int, stop: int):
         """Which samples stand at positions start <= p < stop: int64 [stop - start] on the CPU."""
-        parts = []
-        while start < stop:
-            epoch, offset = divmod(start, len(self))
-            parts.append(self.order(epoch)[offset : offset + stop - start])
-            start += len(parts[-1])
-        return torch.cat(parts)
+        return self.order.indices(start, stop)
 
     def keys(self, start: int, stop: int):
         """The random key of each position: int64 [stop - start] on the CPU, below 2^32."""

@@ -13,6 +13,11 @@ def plot(panel: Panel) -> Markup:
     """The panel as an <svg> with a legend below the plot where there is more than one line."""
     if panel.empty:
         return el("p", "Nothing logged yet.", class_="quiet")
+    return Markup(picture(panel) + (legend(panel.lines) if len(panel.lines) > 1 else ""))
+
+
+def picture(panel: Panel, **placed) -> Markup:
+    """The panel, which is not empty, as an <svg>. placed: further attributes, e.g. x, y, width, height."""
     low, high = limits(panel)
     end = panel.end * 1.01
 
@@ -40,14 +45,14 @@ def plot(panel: Panel) -> Markup:
     parts.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
     for line in panel.lines:
         parts += _line(line, x, y)
-    picture = el(
+    return el(
         "svg",
         *parts,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         aria_label=f"{panel.name} over epochs, {', '.join(line.label for line in panel.lines)}",
+        **placed,
     )
-    return Markup(picture + (legend(panel.lines) if len(panel.lines) > 1 else ""))
 
 
 def _(value: float) -> str:

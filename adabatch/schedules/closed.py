@@ -18,6 +18,7 @@ from adabatch.errors import UserError
 from adabatch.noise import Average, Noise
 from adabatch.schedules.core import Schedule
 from adabatch.schedules.factors import Factor
+from adabatch.schedules.foreign import answer
 from adabatch.schedules.setting import Frame, Observation
 
 # What a rule may ask for, and what it costs on a measuring step.
@@ -25,7 +26,7 @@ NEEDS = {
     "trace": "tr(S): the norm of each group's gradient",
     "sq_norm": "|G|^2: the same",
     "halves": "cosine of two halves: one gradient more in memory",
-    "inner": "<g_i, g>: a second pass over the batch",
+    "inner": "<g_i, g>: a second pass over the batch, two gradients in double precision in memory",
     "per_sample": "|g_i|^2 of single samples: a pass over the batch sample by sample, norms in "
     "evaluation mode",
     "epoch_sum": "sum of the gradients of an epoch: one gradient more in memory and checkpoint",
@@ -143,8 +144,8 @@ class Controller(Factor):
             self._ask(view)
 
     def _ask(self, view: Seen) -> None:
-        wish = self.rule.wish(view)
-        if wish is None or math.isnan(wish):
+        wish = answer(self.rule, view, f"at position {view.position}")
+        if wish is None:
             return
         self.wished = wish
         batch = self.frame.planned(max(wish, 0), self.rule.rounding)
@@ -214,6 +215,9 @@ class Measuring:
         )
         if noise.biased:
             found["biased"] = True
+        for name in ("per_sample", "diversity"):
+            if getattr(noise, name) is not None:
+                found[name] = getattr(noise, name)
         if noise.parts:
             found["noise_parts"] = [list(part) for part in noise.parts]
         return found
@@ -246,6 +250,11 @@ def closed_loop(
     base_batch (AdaptDL's 0.999 per batch). The other arguments: `Schedule`, `Controller`, `Measuring`."""
     if isinstance(growth, Rule):
         growth = Controller(growth, dwell, hysteresis, shrink)
+    if "epoch_sum" in getattr(growth, "needs", ()) and (measure_every or preconditioned):
+        raise UserError(
+            "a rule that sums up an epoch sees every step and plain gradients: schedule.measure_every=0 and "
+            f"preconditioned=false, got {measure_every} and {preconditioned}"
+        )
     horizon = 1000 * base_batch if noise_horizon is None else noise_horizon
     measuring = Measuring(measure_every, noise_group, horizon, differenced, preconditioned)
     return Schedule(

@@ -15,7 +15,7 @@ Everything here is plain Python: a plan needs no torch.
 import math
 
 from adabatch.errors import UserError, suggest
-from adabatch.schedules.factors import Constant, Steps
+from adabatch.schedules.factors import Constant, Steps, bound
 from adabatch.schedules.scaling import Gain, Power, scaling_exponent
 from adabatch.schedules.setting import Frame, Observation, Setting
 
@@ -101,16 +101,19 @@ class Schedule:
         self.measuring, self.updates = measuring, 0
         self.frame = self._frame(max_batch, multiple)
         self.cap, self.budget = self.frame.cap, round(epochs * samples * stretch)
-        self.growth, self.decay = (factor.bind(self.frame) for factor in (growth, decay))
+        self.growth, self.decay = (bound(factor, self.frame) for factor in (growth, decay))
         if scaling == "gain":
+            if stretch != 1:
+                raise UserError(f"AdaScale has a clock of its own: schedule.stretch=1, got {stretch}")
             self.scaling = Gain(noise_exponent, lr_batch, self.frame.budget, stop)
             if (
                 stop == "gained"
             ):  # a gain is at least 1: the schedule is through after so many samples at most
-                self.budget = math.ceil(self.frame.budget * max(1, self.cap / lr_batch))
+                largest = base_batch if isinstance(growth, Constant) and not twin else self.cap
+                self.budget = math.ceil(self.frame.budget * max(1, largest / lr_batch))
         else:
             self.scaling = Power(scaling_exponent(scaling, noise_exponent), noise_exponent, lr_batch)
-        if self.needs and measuring is None:
+        if self.needs - {"validation"} and measuring is None:
             raise UserError("this schedule measures: build it with adabatch.schedules.closed_loop")
 
     def _frame(self, max_batch: int | None, multiple: int) -> Frame:
@@ -152,7 +155,8 @@ class Schedule:
         stage = (batch, self.growth.stage(time), self.decay.stage(clock), rising)
         at_base = self.scaling(self.base_batch, self.base_batch)[0]
         grown = scaled * capped / at_base
-        return Setting(min(batch, self.budget - position), lr, batch, stage, batch / self.base_batch, grown)
+        size = min(batch, self.budget - position)
+        return Setting(size, lr, batch, stage, batch / self.base_batch, grown, self.growth.group(time))
 
     def _twin(self, batch: int, lr: float, decayed: float) -> tuple[int, float]:
         """The schedule's other half at equal noise lr / batch^p: growth as decay, or decay as growth."""
@@ -184,7 +188,7 @@ class Schedule:
     def measures(self, start: int, setting: Setting) -> frozenset:
         """What the step at `start` must measure: `needs` where a measurement is due, otherwise nothing."""
         if self.measuring and self.measuring.due(start, setting.batch_size):
-            return self.needs
+            return self.needs - {"validation"}  # which evaluations bring
         return frozenset()
 
     def observe(self, seen: Observation) -> None:

@@ -5,6 +5,8 @@ momentum horizon in samples      B / (1 - m)
 weight decay per sample, SGD     lr * lambda / (B (1 - m));   decoupled (AdamW)     lr * lambda / B
 """
 
+import math
+
 from adabatch.schedules.setting import Setting
 
 
@@ -48,9 +50,9 @@ def differences(before: dict, after: dict) -> dict:
 
 def rule(before: Setting, after: Setting, scaling: str) -> str:
     """The arithmetic of the learning rate at a change, in words. scaling: which rule it follows."""
-    grown, moved = after.divisor / before.divisor, after.lr / before.lr
+    # Curves may begin or end at a learning rate of 0.
+    moved = after.lr / before.lr if before.lr else 1.0 if not after.lr else math.inf
+    grown = after.divisor / before.divisor
     scaled = after.lr_growth / before.lr_growth
-    return (
-        f"batch x{grown:.6g}, lr x{moved:.6g} (x{scaled:.6g} by the batch, {scaling}; "
-        f"x{moved / scaled:.6g} by the rest)"
-    )
+    rest = f"; x{moved / scaled:.6g} by the rest" if abs(moved / scaled - 1) > 1e-9 else ""
+    return f"batch x{grown:.6g}, lr x{moved:.6g}: x{scaled:.6g} by {scaling}{rest}"

@@ -46,8 +46,10 @@ class Power:
         """The position in samples at which decay and warm-up are read."""
         return time
 
+    ends_early = False  # whether the run may end before its budget of samples
+
     def finished(self) -> bool:
-        """Whether the run ends before its budget of samples."""
+        """Whether it ends now."""
         return False
 
     def observe(self, setting, average: Average | None) -> None:
@@ -105,8 +107,12 @@ class Gain(Power):
     def clock(self, time: float) -> float:
         return self.gained
 
+    @property
+    def ends_early(self) -> bool:
+        return self.stop == "gained"
+
     def finished(self) -> bool:
-        return self.stop == "gained" and self.gained >= self.budget
+        return self.ends_early and self.gained >= self.budget
 
     def observe(self, setting, average: Average | None) -> None:
         self.gained += self.gain(setting.divisor) * self.lr_batch * setting.batch_size / setting.divisor

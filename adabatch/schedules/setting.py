@@ -17,6 +17,7 @@ class Setting:
     stage: tuple = ()  # equal for positions under one batch size and one rule of the learning rate
     growth: float = 1.0  # divisor / base_batch
     lr_growth: float = 1.0  # the part of lr that follows the batch, 1 at base_batch
+    group: int = 0  # a replay of a measuring step: the gradient is summed up over groups of so many samples
 
 
 @dataclass(frozen=True)

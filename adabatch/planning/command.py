@@ -1,0 +1,147 @@
+"""adabatch-plan: what the same overrides would train under, without training.
+
+Exit codes: 0 shown, 2 the user's mistake (one message), 1 a fault of the program. Writes nothing but the file
+that --plot names.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import traceback
+
+from adabatch import config, targets
+from adabatch.combinations import combinations
+from adabatch.errors import UserError, suggest
+from adabatch.planning import picture, table
+from adabatch.planning.job import Plan, planned
+
+HELP = """examples:
+  adabatch-plan schedule=adabatch                        the phases of this run, and warnings
+  adabatch-plan -m schedule=fixed,adabatch seed=0        every combination, one line each
+  adabatch-plan dataset=cifar10 epochs=100 --json        for machines
+  adabatch-plan schedule=adabatch --plot plan.svg        a picture (.svg or .png)
+
+The overrides are those of `adabatch`: key=value, group=option. Nothing is trained or written."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One message instead of argparse's usage and message."""
+        known = [o for action in self._actions for o in action.option_strings]
+        wrong = message.removeprefix("unrecognized arguments: ").split()[:1]
+        near = suggest(wrong[0], known) if wrong and message.startswith("unrecognized") else ""
+        raise UserError(f"{message}.{near} adabatch-plan --help shows what there is.")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = _Parser(
+        prog="adabatch-plan",
+        description="Show a run's schedule before anything runs: phases, totals, warnings.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="as for adabatch")
+    p.add_argument("-m", "--multirun", action="store_true", help="plan every combination: seed=0,1")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--plot", metavar="FILE", help="also draw it: a .svg or .png file")
+    p.add_argument("-cd", "--config-dir", metavar="DIR", help="options of your own, as for adabatch")
+    return p
+
+
+def main(arguments=None) -> None:
+    """The console script."""
+    try:
+        code = command(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `adabatch-plan | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def command(arguments: list[str]) -> int:
+    """Runs the command line and returns its exit code."""
+    targets.reach_cwd()
+    overrides, config_dir = [], None
+    try:
+        asked = parser().parse_intermixed_args(arguments)
+        config_dir = asked.config_dir
+        overrides = config.lenient(asked.overrides)
+        path = picture.checked(asked.plot) if asked.plot else None
+        if config_dir is not None and not os.path.isdir(config_dir):
+            raise UserError(f"--config-dir {config_dir}: there is no such folder")
+        plans = plan_all(overrides, asked.multirun, config_dir)
+        if path:
+            picture.write(path, plans, table.differing(plans))
+    except SystemExit as end:  # --help
+        return end.code or 0
+    except Exception as error:
+        from adabatch import mistakes
+
+        message = mistakes.explain(error, overrides, config_dir)
+        if message is None:
+            traceback.print_exc()
+            return 1
+        print(f"adabatch-plan: {message}", file=sys.stderr)
+        return 2
+    show(plans, asked.multirun, asked.json)
+    return 0
+
+
+def plan_all(overrides: list[str], multirun: bool, config_dir: str | None = None) -> list[Plan]:
+    """The plan of the run, or with `multirun` of every combination."""
+    with config.composer(config_dir):
+        if not multirun:
+            return [plan_of(overrides)]
+        jobs = combinations(overrides)
+        plans = []
+        for number, job in enumerate(jobs):
+            try:
+                plans.append(plan_of(job))
+            except UserError as error:
+                raise UserError(f"job {number} of {len(jobs)} ({' '.join(job)}): {error}") from None
+        return plans
+
+
+def plan_of(overrides: list[str]) -> Plan:
+    """The plan of one run; inside `config.composer`."""
+    good = config.checked(config.load(overrides))
+    return planned(good.config, overrides, good.notes)
+
+
+def show(plans: list[Plan], multirun: bool, as_json: bool) -> None:
+    """Print the plans: JSON, or text that fits the terminal."""
+    if as_json:
+        found = {"jobs": [plan.json() for plan in plans]} if multirun else plans[0].json()
+        print(json.dumps(found, indent=2, allow_nan=False))
+        return
+    width = min(table.WIDTH, shutil.get_terminal_size((table.WIDTH, 24)).columns)
+    unicode = _writes("▁→")
+    text = table.comparison(plans, width) if multirun else table.text(plans[0], unicode, width)
+    print(coloured(text) if _colours() else text)
+
+
+def coloured(text: str) -> str:
+    """Warnings stand out; only for a terminal."""
+    lines, inside = [], False
+    for line in text.split("\n"):
+        inside = line.startswith("warning") or (inside and line.startswith("  "))
+        lines.append(f"\x1b[33m{line}\x1b[0m" if inside else line)
+    return "\n".join(lines)
+
+
+def _colours() -> bool:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
+
+
+def _writes(text: str) -> bool:
+    """Whether standard output knows these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

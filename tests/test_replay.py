@@ -1,0 +1,133 @@
+"""Replay: a recorded run again, bit for bit; and the controls made of a trajectory."""
+
+import pytest
+from support import SMALL, outcome, resolved, run
+
+from adabatch import runs
+from adabatch.errors import UserError
+from adabatch.schedules import replay, walk
+
+# (start, samples, divisor, lr, group): 100 samples of 20 in an epoch, noise as a linear schedule would have it.
+RECORD = [(0, 10, 10, 0.1, 0), (10, 10, 10, 0.1, 0), (20, 40, 40, 0.4, 5), (60, 40, 40, 0.2, 5)]
+COMMON = dict(samples=50, epochs=2, trajectory=RECORD)
+
+
+def followed(**options):
+    return [(start, s.batch_size, s.divisor, s.lr) for start, _, s in walk(replay(**COMMON, **options))]
+
+
+def test_the_trajectory_itself():
+    assert followed() == [row[:4] for row in RECORD]
+    assert [s.group for _, _, s in walk(replay(**COMMON))] == [0, 0, 5, 5]
+
+
+def test_a_cut_last_batch_keeps_its_divisor():
+    cut = [*RECORD[:3], (60, 30, 40, 0.2, 5)]
+    schedule = replay(samples=45, epochs=2, trajectory=cut)
+    assert [(s.batch_size, s.divisor) for _, _, s in walk(schedule)][-1] == (30, 40)
+
+
+def test_mean_matched_has_as_many_updates_and_equal_noise():
+    """100 samples in 4 updates: 25. lr: 0.1 * 25/10 at 0, the recorded 0.4 * 25/40 at 25, 0.4 * 25/40, 0.2 * 25/40."""
+    assert followed(control="mean_matched") == [
+        (0, 25, 25, pytest.approx(0.25)),
+        (25, 25, 25, pytest.approx(0.25)),
+        (50, 25, 25, pytest.approx(0.25)),
+        (75, 25, 25, pytest.approx(0.125)),
+    ]
+
+
+def test_reversed_has_the_same_batches_in_the_opposite_order():
+    """At 0 and 40 the batch is 40, recorded were 10 (lr 0.1) and 40 (lr 0.4); at 80 and 90 it is 10, recorded 40 (0.2)."""
+    assert followed(control="reversed") == [
+        (0, 40, 40, pytest.approx(0.4)),
+        (40, 40, 40, pytest.approx(0.4)),
+        (80, 10, 10, pytest.approx(0.05)),
+        (90, 10, 10, pytest.approx(0.05)),
+    ]
+
+
+def test_lr_twin_keeps_the_first_batch():
+    found = followed(control="lr_twin")
+    assert [row[1] for row in found] == [10] * 10
+    assert [row[3] for row in found] == pytest.approx([0.1] * 6 + [0.05] * 4)
+
+
+def test_batch_twin_keeps_the_highest_rate():
+    """lr 0.4 throughout: 10 * 4 = 40 at 0, 40 at 40 (0.4), then 40 * 2 = 80 cut to what is left."""
+    found = followed(control="batch_twin", max_batch=50)
+    assert [row[1] for row in found] == [40, 40, 20] and [row[2] for row in found] == [40, 40, 50]
+    assert [row[3] for row in found] == pytest.approx([0.4, 0.4, 0.2 * 50 / 40])  # the cap: decay
+
+
+def test_square_root_noise_for_adam():
+    found = followed(control="lr_twin", noise_exponent=0.5)
+    assert found[2][3] == pytest.approx(0.4 * (10 / 40) ** 0.5)
+
+
+@pytest.mark.parametrize("control", ["none", "mean_matched", "reversed", "lr_twin", "batch_twin"])
+def test_every_control_ends_at_the_recorded_budget(control):
+    *_, last = followed(control=control)
+    assert last[0] + last[1] == 100
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(epochs=3), "saw 100 samples, epochs=3 of 50 are 150: set epochs=2"),
+        (dict(max_batch=30), "batches of 40 samples"),
+        (dict(control="backwards"), "none, mean_matched"),
+        (dict(compat="nvlabs", control="reversed"), "dropped no tails"),
+    ],
+)
+def test_refusals(options, words):
+    with pytest.raises(UserError, match=words):
+        replay(**COMMON | options)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+RUNS = {
+    "open": ("schedule=adabatch", "schedule.base_batch=16", "epochs=2.3"),
+    "closed": (
+        "schedule=noise_scale", "schedule.base_batch=16", "schedule.noise_group=8", "model.ghost=8", "epochs=4",
+        "schedule.hysteresis=0", "schedule.noise_horizon=500",
+    ),
+    "nvlabs": ("schedule=adabatch", "schedule.base_batch=16", "epochs=3", "schedule.compat=nvlabs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_replay_with_the_same_seed_is_the_recorded_run(tmp_path, kind):
+    recorded = tmp_path / "recorded"
+    run(recorded, *SMALL, *RUNS[kind])
+    others = [o for o in RUNS[kind] if not o.startswith("schedule")]
+    run(tmp_path / "replayed", *SMALL, *others, "schedule=replay", f"schedule.run='{recorded}'")
+    a, b = outcome(recorded), outcome(tmp_path / "replayed")
+    assert a["weights"] == b["weights"]
+    trained = [
+        [
+            {k: r.get(k) for k in ("position", "batch_size", "divisor", "lr", "train_loss", "skipped")}
+            for r in rows
+        ]
+        for rows in ([r for r in x["rows"] if r["event"] == "train"] for x in (a, b))
+    ]
+    assert trained[0] == trained[1]
+
+
+def test_a_replay_is_identified_by_what_it_replays(tmp_path):
+    for name in ("a", "b"):
+        run(tmp_path / name, *SMALL, "epochs=1", "schedule=fixed")
+    run(tmp_path / "c", *SMALL, "epochs=1", "schedule=fixed", "schedule.base_batch=64")
+    replays = [
+        resolved(*SMALL, "epochs=1", "schedule=replay", f"schedule.run='{tmp_path / name}'") for name in "abc"
+    ]
+    a, b, c = (runs.identity(config, runs.contents(config)) for config in replays)
+    assert a == b != c
+
+
+def test_what_cannot_be_replayed_is_refused(tmp_path):
+    with pytest.raises(UserError, match="schedule.run=outputs/NAME"):
+        resolved(*SMALL, "schedule=replay")
+    with pytest.raises(UserError, match="no finished run"):
+        resolved(*SMALL, "schedule=replay", f"schedule.run='{tmp_path}'")
