@@ -31,6 +31,8 @@ def task(tree):
         places = [
             line for line in hydra.overrides.hydra if line.startswith(("hydra.run.dir", "hydra.sweep.dir"))
         ]
+        if own := _option(sys.argv[1:], "--config-dir", "-cd"):
+            places += ["--config-dir", own]
         summary, code = jobs.run_job(good.config, folder, overrides, good.notes, places=places)
         results.append(code)
         return summary

@@ -4,10 +4,10 @@
 
 The network is in evaluation mode meanwhile (norm layers use their running statistics, no dropout), because a
 sample's gradient is not defined where its neighbours enter its loss; the source does the same with its norm
-layers. Both sums are of these gradients, the source's denominator is of the training gradients: with ours the
-ratio is exactly that of the formula. Cost of a measuring step: a second forward and backward pass, sample by
-sample, in which every sample of a chunk has a gradient of its own; one gradient more in memory and in the
-checkpoint.
+layers; under bf16 they are taken in the weights' own precision. Both sums are of these gradients, the
+source's denominator is of the training gradients: with ours the ratio is exactly that of the formula. Cost of
+a measuring step: a second forward and backward pass, sample by sample, in which every sample of a chunk has a
+gradient of its own; one gradient more in memory and in the checkpoint.
 """
 
 import contextlib

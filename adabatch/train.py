@@ -36,8 +36,11 @@ def announce(run: Record) -> None:
         parts.data.classes,
     )
     first = parts.schedule(0)
-    log.info("schedule  batch %d, lr %g at the start; %g epochs, %s samples", first.divisor, first.lr,
-             config["epochs"] * parts.schedule.stretch, f"{parts.schedule.budget:,}")  # fmt: skip
+    log.info("schedule  batch %d, lr %g at the start; %g epochs, %s samples; %s", first.divisor, first.lr,
+             config["epochs"] * parts.schedule.stretch, f"{parts.schedule.budget:,}",
+             parts.schedule.scaling.words())  # fmt: skip
+    if parts.schedule.needs:
+        log.info("measured  %s", ", ".join(sorted(parts.schedule.needs)))
     log.info("hardware  %s, %s, %d thread%s, micro-batch %d", parts.hardware.device, parts.hardware.precision,
              parts.hardware.threads, "" if parts.hardware.threads == 1 else "s", run.micro_batch)  # fmt: skip
     for text in parts.schedule.warnings():

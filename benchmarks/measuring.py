@@ -47,7 +47,8 @@ def main() -> None:
     step.micro_batch = choose_micro_batch(parts)
     threads = parts.hardware.threads
     print(
-        f"{type(step.model).__name__}, groups of {step.meter.size}, {threads} thread(s), {asked.pairs} pairs\n"
+        f"{type(step.model).__name__}, groups of {step.meter.size}, {threads} thread(s), {asked.pairs} "
+        "pairs\n"
     )
     print("| batch | seconds of a step | " + " | ".join(NEEDS) + " |")
     print("|---|---|" + "---|" * len(NEEDS))

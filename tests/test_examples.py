@@ -234,6 +234,20 @@ def test_a_run_under_your_own_rule_resumes_bitwise(tmp_path, whole):
     assert outcome(tmp_path / "cut") == outcome(whole)
 
 
+def test_the_command_that_resumes_names_the_folder_of_your_options(tmp_path, monkeypatch):
+    from adabatch import jobs
+    from adabatch.__main__ import command
+
+    told = []
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(jobs, "run_job", lambda *_, places, **__: told.append(places) or ({}, 0))
+    place = f"hydra.run.dir={tmp_path}"
+    assert command(["--config-dir", "conf", "schedule=own_rule", place]) == 0
+    assert command(["schedule=fixed", place]) == 0
+    assert told == [[place, "--config-dir", "conf"], [place]]
+
+
 def test_the_identity_of_a_run_holds_the_rule_s_arguments():
     from adabatch import config
 

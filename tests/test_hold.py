@@ -52,7 +52,8 @@ def test_the_buffer_is_rescaled_once_per_change():
 
 
 def test_weight_decay_per_sample():
-    """lambda k / s: under linear scaling s = k and nothing moves, under the square root it grows by sqrt(k)."""
+    """lambda k / s: under linear scaling s = k and nothing moves, under the square root it grows by
+    sqrt(k)."""
     assert group(sgd(), ["weight_decay"], growth=4.0, lr_growth=4.0)[1]["weight_decay"] == 5e-4
     assert group(sgd(), ["weight_decay"], growth=4.0, lr_growth=2.0)[1]["weight_decay"] == pytest.approx(1e-3)
 

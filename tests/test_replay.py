@@ -7,7 +7,8 @@ from adabatch import runs
 from adabatch.errors import UserError
 from adabatch.schedules import replay, walk
 
-# (start, samples, divisor, lr, group): 100 samples of 20 in an epoch, noise as a linear schedule would have it.
+# (start, samples, divisor, lr, group): 100 samples of 20 in an epoch, noise as a linear schedule would have
+# it.
 RECORD = [(0, 10, 10, 0.1, 0), (10, 10, 10, 0.1, 0), (20, 40, 40, 0.4, 5), (60, 40, 40, 0.2, 5)]
 COMMON = dict(samples=50, epochs=2, trajectory=RECORD)
 
@@ -28,7 +29,8 @@ def test_a_cut_last_batch_keeps_its_divisor():
 
 
 def test_mean_matched_has_as_many_updates_and_equal_noise():
-    """100 samples in 4 updates: 25. lr: 0.1 * 25/10 at 0, the recorded 0.4 * 25/40 at 25, 0.4 * 25/40, 0.2 * 25/40."""
+    """100 samples in 4 updates: 25. lr: 0.1 * 25/10 at 0, the recorded 0.4 * 25/40 at 25, 0.4 * 25/40, 0.2 *
+    25/40."""
     assert followed(control="mean_matched") == [
         (0, 25, 25, pytest.approx(0.25)),
         (25, 25, 25, pytest.approx(0.25)),
@@ -38,7 +40,8 @@ def test_mean_matched_has_as_many_updates_and_equal_noise():
 
 
 def test_reversed_has_the_same_batches_in_the_opposite_order():
-    """At 0 and 40 the batch is 40, recorded were 10 (lr 0.1) and 40 (lr 0.4); at 80 and 90 it is 10, recorded 40 (0.2)."""
+    """At 0 and 40 the batch is 40, recorded were 10 (lr 0.1) and 40 (lr 0.4); at 80 and 90 it is 10, recorded
+    40 (0.2)."""
     assert followed(control="reversed") == [
         (0, 40, 40, pytest.approx(0.4)),
         (40, 40, 40, pytest.approx(0.4)),
@@ -90,11 +93,16 @@ def test_refusals(options, words):
 RUNS = {
     "open": ("schedule=adabatch", "schedule.base_batch=16", "epochs=2.3"),
     "closed": (
-        "schedule=noise_scale", "schedule.base_batch=16", "schedule.noise_group=8", "model.ghost=8", "epochs=4",
-        "schedule.hysteresis=0", "schedule.noise_horizon=500",
+        "schedule=noise_scale",
+        "schedule.base_batch=16",
+        "schedule.noise_group=8",
+        "model.ghost=8",
+        "epochs=4",
+        "schedule.hysteresis=0",
+        "schedule.noise_horizon=500",
     ),
     "nvlabs": ("schedule=adabatch", "schedule.base_batch=16", "epochs=3", "schedule.compat=nvlabs"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", RUNS)

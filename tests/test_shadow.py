@@ -8,7 +8,10 @@ from adabatch import runs
 from adabatch.errors import UserError
 
 BASE = (*SMALL, "schedule.base_batch=16", "model.ghost=8", "epochs=4", "checkpoint.every_seconds=0")
-MANY = "shadow={noise_scale:{noise_group:8,hysteresis:0.0},norm_test:{noise_group:8},simigrad:{noise_group:8},cabs:{}}"
+MANY = (
+    "shadow={noise_scale:{noise_group:8,hysteresis:0.0},norm_test:{noise_group:8},"
+    "simigrad:{noise_group:8},cabs:{}}"
+)
 
 
 def trained(folder):
