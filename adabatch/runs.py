@@ -154,6 +154,13 @@ _TAGS = re.compile(
 )
 
 
+def _weight(override: str) -> tuple:
+    """What people tell runs apart by comes first: a long name is cut at its end."""
+    key = override.partition("=")[0]
+    first = ("model", "dataset", "schedule", "optimizer", "hardware", "seed", "epochs")
+    return (first.index(key) if key in first else len(first), override)
+
+
 def folder_name(config: dict, overrides, swept_excluded=(), contents: dict | None = None) -> str:
     """`<readable overrides>-<8 hex>`; independent of the overrides' order.
 
@@ -163,7 +170,7 @@ def folder_name(config: dict, overrides, swept_excluded=(), contents: dict | Non
     """
     listed = listed_for(config)
     parts = []
-    for override in sorted(o.lstrip("+") for o in overrides):
+    for override in sorted((o.lstrip("+") for o in overrides), key=_weight):
         key = override.partition("=")[0]
         if key == "experiment" or not excluded(key.lstrip("~"), listed):
             parts.append(_clean(override))

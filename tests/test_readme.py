@@ -87,3 +87,14 @@ def test_the_options_listed_are_those_there_are():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{group}` |"))
         named = set(re.findall(r"(?:^|, )([a-z0-9_]+)", re.sub(r"\([^)]*\)", "", row.split("|")[2]).strip()))
         assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+
+
+@pytest.mark.slow
+def test_the_python_blocks_run(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks and max(len(block.splitlines()) for block in blocks) <= 25
+    for block in blocks:
+        check = "\nassert (model(train.tensors[0]).argmax(1) == train.tensors[1]).float().mean() > 0.95\n"
+        (tmp_path / "block.py").write_text(block + check)
+        done = shell(f"{sys.executable} block.py", tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]

@@ -102,7 +102,7 @@ def test_folder_names_are_readable_bounded_and_independent_of_the_order():
     name = runs.folder_name(
         CONFIG, ["seed=1", "model=vgg", "trackers.wandb.mode=off", "hydra.run.dir=x", "+a.b=2"]
     )
-    assert name == f"a.b=2-model=vgg-seed=1-{runs.identity(CONFIG)}"
+    assert name == f"model=vgg-seed=1-a.b=2-{runs.identity(CONFIG)}"
     assert runs.folder_name(CONFIG, ["model=vgg", "seed=1"]) == runs.folder_name(
         CONFIG, ["seed=1", "model=vgg"]
     )

@@ -11,7 +11,7 @@ from adabatch.errors import UserError, suggest
 from adabatch.noise import Average
 
 SCALINGS = ("auto", "none", "linear", "sqrt", "gain")
-NAMES = {0.0: "none", 1.0: "linear", 0.5: "square-root"}
+NAMES = {0.0: "no", 1.0: "linear", 0.5: "square-root"}
 
 
 def scaling_exponent(scaling: str | float, noise_exponent: float) -> float:
