@@ -18,7 +18,8 @@ DONE = .venv/adabatch-installed
 FIND_UV = uv=$$(command -v uv || true); [ -n "$$uv" ] || uv=.tools/bin/uv
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # One thread unless the user says otherwise: tests are small, and idle OpenMP threads that spin slow a busy machine.
-TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest
+# As many processes as cores, 8 at the most: each imports torch (0.5 GB).
+TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal
 
 .PHONY: help install train test test-all lint constraints clean
 help:

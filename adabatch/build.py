@@ -172,6 +172,7 @@ def measuring(schedule, flat, chosen, hardware, unit: int) -> Meter:
             f"schedule.noise_group={group} is not a multiple of the ghost group of {unit} samples: take "
             f"{max(1, group // unit) * unit}, or another model.ghost or model.norm"
         )
+    wanted.group = group  # the schedule must know which batches are a single group
     if schedule.needs & SINGLE:
         persample.load()
     metric = optim.preconditioner(chosen, flat) if wanted.preconditioned else None

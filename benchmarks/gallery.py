@@ -13,22 +13,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from adabatch import config, plan, runs
+from adabatch.errors import UserError
 from adabatch.schedules import walk
 
 BLUE, GREY = "#2a6fbb", "#9a9a9a"
-LEFT_OUT = ("replay",)  # whatever was recorded
 
 
 def open_loop(overrides: list[str]) -> dict[str, list]:
     """{option: [[(epoch, batch, lr)]]} of every open-loop option."""
     found = {}
     for file in sorted((config.conf_dir() / "schedule").glob("*.yaml")):
-        if file.stem in LEFT_OUT:
-            continue
-        with config.composer():
-            tree = config.checked(config.load([*overrides, f"schedule={file.stem}"])).config
-        if tree["schedule"].get("profile", ...) is None or "validation" in str(tree["schedule"]["growth"]):
-            continue
+        try:
+            with config.composer():
+                tree = config.checked(config.load([*overrides, f"schedule={file.stem}"])).config
+        except UserError:
+            continue  # a replay without a run, a rule without its profile: recorded runs show those
         samples = plan.samples_of(tree["dataset"])
         schedule = plan.schedule(tree, samples)
         if not schedule.needs:
@@ -42,6 +41,8 @@ def recorded(folders: list[str]) -> dict[str, list]:
     found: dict[str, list] = {}
     for folder in folders:
         run = runs.Run(folder)
+        if run.state != "finished":
+            continue
         samples = run.summary["samples"] / run.config["epochs"]
         line = [(start / samples, divisor, lr) for start, _, divisor, lr, _ in runs.trajectory(folder)]
         found.setdefault(run.config["options"]["schedule"], []).append(line)

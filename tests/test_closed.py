@@ -227,3 +227,19 @@ def test_the_differenced_fallback_is_labelled_and_resumes(tmp_path):
 def test_a_noise_group_that_cuts_ghost_groups_is_refused(tmp_path):
     with pytest.raises(UserError, match="noise_group=12 is not a multiple of the ghost group of 8"):
         run(tmp_path, *CLOSED, "schedule.noise_group=12")
+
+
+def test_rare_measurements_of_single_groups_come_in_pairs(tmp_path):
+    """Every 64 samples, batches of one group of 16: the step that holds the multiple is kept, the next one is
+    compared with it."""
+    one = (
+        *CLOSED,
+        "schedule.noise_group=16",
+        "schedule.max_batch=16",
+        "epochs=1",
+        "schedule.measure_every=64",
+    )
+    run(tmp_path, *one)
+    rows = [row for row in runs.read_rows(tmp_path) if row["event"] == "train"]
+    measured = [row["position"] for row in rows if "trace" in row]
+    assert measured == [80, 144, 208, 272]

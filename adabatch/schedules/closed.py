@@ -190,7 +190,13 @@ class Measuring:
         self.average, self.last, self.measured_at = Average(horizon), None, 0
 
     def due(self, start: int, batch: int) -> bool:
-        return not self.every or (start + batch) // self.every > start // self.every
+        """Whether the batch holds a multiple of `every`; where a batch is a single group also the next one, as
+        two are compared."""
+        if not self.every:
+            return True
+        alone = self.differenced and self.group is not None and 2 * batch < 3 * self.group
+        begin = start - batch if alone else start
+        return (start + batch) // self.every > begin // self.every
 
     def add(self, seen: Observation) -> Average:
         self.last = seen.noise
