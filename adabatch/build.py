@@ -229,7 +229,7 @@ def build(config: dict, ledger=None) -> Parts:
     stream = Stream(parts.train, prepare, config["seed"], hardware.device)
     unit, steps = layers.ghost_size(model), planned.needs - {"validation"}
     meter = measuring(planned, flat, chosen, hardware, unit) if steps else None
-    held = optim.Held(chosen, config["schedule"].get("hold") or ())
+    held = optim.Held(chosen, plan.hold(config["schedule"]))
     step = Step(
         model,
         forward,

@@ -171,7 +171,8 @@ def check(config: DictConfig, overrides, known: dict, choices: dict | None = Non
 # What a shadow takes from the schedule that drives, so that rules are compared at equal conditions.
 SHARED = (
     "base_batch", "base_lr", "lr_batch", "max_batch", "multiple", "noise_exponent", "warmup_epochs",
-    "warmup_from", "warmup_rule", "stretch", "compat", "decay",
+    "warmup_from", "warmup_rule", "stretch", "compat", "decay", "noise_group", "measure_every",
+    "differenced", "preconditioned",
 )  # fmt: skip
 
 

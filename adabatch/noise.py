@@ -83,14 +83,14 @@ class Average:
 
     def add(self, noise: Noise, elapsed: int) -> None:
         self.since = self.since + elapsed if noise.biased else 0
+        kept, weight = math.exp(-elapsed / self.horizon), -math.expm1(-elapsed / self.horizon)
+        for bucket in self.buckets:
+            bucket[:3] = [value * kept for value in bucket[:3]]
         if noise.biased and self.buckets and not self.biased and self.since < self.horizon / 10:
             return  # an unbiased average is not spoilt by a fallback, unless nothing else comes any more
         if self.biased != noise.biased:  # the two are never mixed
             self.buckets, self.span = [], 1
         self.biased = noise.biased
-        kept, weight = math.exp(-elapsed / self.horizon), -math.expm1(-elapsed / self.horizon)
-        for bucket in self.buckets:
-            bucket[:3] = [value * kept for value in bucket[:3]]
         new = [weight, weight * noise.trace, weight * noise.sq_norm, float(elapsed), 1.0]
         if self.buckets and self.buckets[-1][4] < self.span:
             self.buckets[-1] = [a + b for a, b in zip(self.buckets[-1], new)]
@@ -122,15 +122,17 @@ class Average:
         return self._mean(2)
 
     def error(self) -> float:
-        """Standard error of `sq_norm`: sqrt(sum w_k^2 (m_k - m)^2 n / (n - 1)) / sum w_k over n buckets;
-        infinite below four of them."""
-        n = len(self.buckets)
-        if n < self.NEEDED:
+        """Standard error of `sq_norm`, m: sqrt(sum w_k^2 (m_k - m)^2 / (1 - sum w_k^2)) over buckets with
+        weights w_k that add up to 1; infinite below four of them, or where they amount to fewer than 3.5
+        equal ones (1 / sum w_k^2)."""
+        total = sum(bucket[0] for bucket in self.buckets)
+        shares = sum((bucket[0] / total) ** 2 for bucket in self.buckets) if total else 1.0
+        if len(self.buckets) < self.NEEDED or shares * (self.NEEDED - 0.5) > 1:
             return math.inf
-        mean, total = self.sq_norm, sum(bucket[0] for bucket in self.buckets)
+        mean = self.sq_norm
         # Weighted deviations, w_k (m_k - m), without dividing by a weight that has faded to 0.
         spread = sum((bucket[2] - bucket[0] * mean) ** 2 for bucket in self.buckets)
-        return math.sqrt(spread * n / (n - 1)) / total
+        return math.sqrt(spread / (1 - shares)) / total
 
     @property
     def resolved(self) -> bool:

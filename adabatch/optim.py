@@ -113,11 +113,23 @@ class Held:
             return 1.0
         for index, group in enumerate(self.optimizer.param_groups):
             before, found = group.get("momentum"), self.values(setting, index)
-            factor = found.pop("factor")
+            factor, betas = found.pop("factor"), group.get("betas")
             group.update(found)
+            if betas and betas != group["betas"]:
+                self._rebase(group, betas, group["betas"])
             if before and before != group["momentum"]:
                 self._rescale(group, (1 - before) / (1 - group["momentum"]))
         return factor
+
+    def _rebase(self, group, before, after) -> None:
+        """Adam divides its moments by 1 - beta^t as if beta had always been the present one: after a change
+        they are scaled so that the quotient stays."""
+        for p in group["params"]:
+            state = self.optimizer.state.get(p) or {}
+            steps = float(state.get("step", 0))
+            for name, old, new in zip(("exp_avg", "exp_avg_sq"), before, after):
+                if steps and name in state:
+                    state[name].mul_((1 - new**steps) / (1 - old**steps))
 
     def _rescale(self, group, factor: float) -> None:
         if isinstance(self.optimizer, SGD):
@@ -131,12 +143,18 @@ class Held:
 
     def state_dict(self) -> list:
         """The momentum in force, so that a resumed buffer is not rescaled again."""
-        return [group.get("momentum") for group in self.optimizer.param_groups]
+        return [
+            {
+                name: list(g[name]) if name == "betas" else g[name]
+                for name in ("momentum", "betas")
+                if name in g
+            }
+            for g in self.optimizer.param_groups
+        ]
 
     def load_state_dict(self, state: list) -> None:
-        for group, momentum in zip(self.optimizer.param_groups, state):
-            if momentum is not None:
-                group["momentum"] = momentum
+        for group, kept in zip(self.optimizer.param_groups, state):
+            group.update({name: tuple(v) if name == "betas" else v for name, v in kept.items()})
 
 
 def preconditioner(optimizer, flat):

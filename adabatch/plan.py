@@ -68,6 +68,13 @@ def schedule(config: dict, samples: int) -> Schedule:
     return planned
 
 
+def hold(node: dict) -> tuple:
+    """The horizons that a run holds; those of a replay are the recorded run's."""
+    if node.get("run"):
+        return tuple((runs.Run(node["run"]).config or {}).get("schedule", {}).get("hold") or ())
+    return tuple(node.get("hold") or ())
+
+
 def shadows(config: dict, samples: int) -> dict[str, Schedule]:
     """{name: schedule} of those that look on."""
     return {

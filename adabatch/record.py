@@ -131,6 +131,8 @@ class Record:
         )
         if setting.divisor != setting.batch_size:
             row["divisor"] = setting.divisor
+        if self.parts.step.held.hold:  # a replay must hold as this run does
+            row |= {"growth": setting.growth, "lr_growth": setting.lr_growth}
         if result.group:
             row["noise_group"] = result.group
         self.pending.append(row | figures | ({"skipped": skipped} if skipped else {}))

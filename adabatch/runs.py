@@ -28,15 +28,8 @@ from adabatch.files import (  # noqa: F401 (these are where others look for them
 )
 
 STATES = (
-    "submitted",
-    "running",
-    "finished",
-    "failed",
-    "diverged",
-    "out_of_memory",
-    "interrupted",
-    "preempted",
-)
+    "submitted", "running", "finished", "failed", "diverged", "out_of_memory", "interrupted", "preempted",
+)  # fmt: skip
 
 # Keys that do not belong to a run's identity: they change where, how fast or how talkatively it runs, not its
 # result.
@@ -225,16 +218,21 @@ def read_rows(folder: Path) -> list[dict]:
     return rows
 
 
-def trajectory(folder: Path) -> list[tuple[int, int, int, float, int]]:
-    """(start, samples, divisor, lr, noise group or 0) of a finished run's batches. UserError: no such run, or
-    unfinished."""
+def _fields(row: dict) -> dict:
+    names = {"noise_group": "group", "growth": "growth", "lr_growth": "lr_growth"}
+    return {ours: row[name] for name, ours in names.items() if name in row}
+
+
+def trajectory(folder: Path) -> list[tuple[int, int, int, float, dict]]:
+    """(start, samples, divisor, lr, fields of the setting) of a finished run's batches. UserError: no such
+    run, or unfinished."""
     run = Run(Path(folder).expanduser())
     if run.summary is None:
         raise UserError(f"schedule.run={folder} is no finished run (it has no summary.json): finish it first")
     rows = [row for row in run.rows if row.get("event") == "train"]
     try:
         found = [
-            (r["position"] - (n := r["batch_size"]), n, r.get("divisor", n), r["lr"], r.get("noise_group", 0))
+            (r["position"] - (n := r["batch_size"]), n, r.get("divisor", n), r["lr"], _fields(r))
             for r in rows
         ]
     except (KeyError, TypeError):

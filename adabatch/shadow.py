@@ -55,7 +55,7 @@ class Shadows:
             asked = loss if "loss" in due else None
             # It trains its own batches in thought, and as many samples as really pass.
             s.observe(Observation(start, replace(virtual, batch_size=setting.batch_size), asked, heard))
-            if due or not s.needs:
+            if due or not s.needs - {"validation"}:
                 row[f"shadow.{name}.batch_size"], row[f"shadow.{name}.lr"] = virtual.divisor, virtual.lr
                 row |= {f"shadow.{name}.{k}": v for k, v in s.figures().items() if k in ("wish", "gained")}
         return row

@@ -92,9 +92,8 @@ class Step:
         totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
         meter = self.meter if needs & GROUPED else None
         if setting.group and not meter:
-            meter = Meter(
-                self.flat, self.hardware, setting.group, self.unit
-            )  # adds up as the recorded step did
+            # Adds up as the recorded step did.
+            meter = Meter(self.flat, self.hardware, setting.group, self.unit)
         passes, counted = self._gradient(start, setting, totals, meter, needs)
         noise = None
         if needs & (GROUPED | SINGLE):
@@ -244,9 +243,7 @@ class Step:
             inputs, labels = samples.read(indices)
             labels = labels.to(self.hardware.device)
             with self.hardware.autocast():
-                outputs = self.model(
-                    prepare(inputs)
-                )  # not compiled: its shapes would each cost a compilation
+                outputs = self.model(prepare(inputs))  # not compiled: each shape would cost a compilation
             outputs = outputs.to(self.hardware.dtype)
             sums[0] += loss(outputs, labels).sum().double()
             wrong = errors(outputs, labels)

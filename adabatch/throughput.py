@@ -38,7 +38,8 @@ def profile(source: str) -> list[tuple[int, float]]:
 
 
 def keep(source: str, folder: Path) -> None:
-    """The points that a run decides by, into its folder: the source may go."""
+    """The points that a run decides by, into its folder, to be read later; a resumed run needs the source
+    again, by which it is identified."""
     points = [{"batch_size": b, "samples_per_second": rate} for b, rate in profile(source)]
     write_json(Path(folder) / "profile.json", {"format": FORMAT, "points": points})
 

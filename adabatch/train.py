@@ -109,6 +109,8 @@ def loop(run: Record, stop) -> None:
     while not schedule.done(run.position):
         if crossed(run.evaluated, schedule.start(run.position), eval_every) or first_look(run):
             look(run)
+            if schedule.done(run.position):
+                break  # a rule made the batch larger than what is left of the last epoch
         before = run.position
         start = schedule.start(before)
         setting = schedule(start)
@@ -117,7 +119,7 @@ def loop(run: Record, stop) -> None:
         needs = schedule.measures(start, setting)
         with ledger("measuring"):
             looked = parts.shadows.measure(start, setting, needs)
-        with ledger(compute_cause(parts, setting, shapes)):
+        with ledger(compute_cause(parts, setting, bool(needs), shapes)):
             result = step(start, setting, needs)
             if parts.average:
                 parts.average.update(setting.batch_size)
@@ -151,10 +153,10 @@ def first_look(run: Record) -> bool:
     return run.position == 0 and any("validation" in s.needs for s in schedules)
 
 
-def compute_cause(parts: Parts, setting: Setting, shapes: set) -> str:
+def compute_cause(parts: Parts, setting: Setting, measured: bool, shapes: set) -> str:
     """What a step's time is booked under: a shape seen for the first time compiles, if anything is
     compiled."""
-    shape = min(parts.step.micro_batch, setting.batch_size)
+    shape = (min(parts.step.micro_batch, setting.batch_size), measured)
     if not parts.hardware.compile or shape in shapes:
         return "compute"
     shapes.add(shape)

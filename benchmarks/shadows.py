@@ -2,7 +2,7 @@
 
 python benchmarks/shadows.py OUT.png WATCHED_RUN... -- REAL_RUN...
 
-Watched runs have `shadow.NAME.batch_size` in their rows (lines: one per run, dashed); real runs are drawn solid in
+Watched runs have `shadow.NAME.batch_size` in their rows (dashed lines); real runs are drawn solid in
 the panel of their schedule. Prints a table: geometric mean of the batch over samples, shadow and real.
 """
 

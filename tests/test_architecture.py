@@ -31,7 +31,7 @@ LAYERS = [
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names.split()}
 # Narrower than the layers: the whole list of what these may import.
 ONLY = {
-    "schedules": {"errors", "draws", "noise"},  # a schedule never sees model, optimizer or data
+    "schedules": {"errors", "draws", "noise", "cutting"},  # a schedule never sees model, optimizer or data
     "models": {"errors", "draws", "layers"},
     "step": {"errors", "draws", "layers", "noise", "hardware", "flat", "measure"},
     "report": {"errors", "runs", "files", "statistics"},

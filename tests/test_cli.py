@@ -96,7 +96,7 @@ def test_help_begins_with_what_people_type_first(here, capsys):
     shown = capsys.readouterr().out
     assert (
         "adabatch model=vgg schedule=adabatch" in shown
-        and "adabatch, fixed" in shown
+        and "adadamp, adascale" in shown
         and "Hydra" not in shown
     )
     for group in config.GROUPS:
@@ -119,9 +119,9 @@ def test_a_multirun_goes_on_past_a_failure_and_shows_all(here, capsys):
         f.name.rpartition("-")[0]: runs.Run(f).state for f in (here / "outputs").iterdir() if f.is_dir()
     }
     assert states == {
-        "epochs=1-seed=0": "finished",
-        "epochs=1-seed=13": "failed",
-        "epochs=1-seed=2": "finished",
+        "seed=0-epochs=1": "finished",
+        "seed=13-epochs=1": "failed",
+        "seed=2-epochs=1": "finished",
     }
 
 

@@ -46,10 +46,12 @@ def test_shrinkage_never_goes_below_the_base():
     assert trajectory(Says(64, 48, None, 5000, 10), 5, shrink=True) == [64, 48, 48, 512, 32]
 
 
-@pytest.mark.parametrize("rounding, size", [("down", 40), ("nearest", 40), ("up", 48)])
+@pytest.mark.parametrize("rounding, size", [("down", 40), ("nearest", 48), ("up", 48)])
 def test_rounding_to_multiples(rounding, size):
     frame = Frame(samples=1000, budget=10_000, base_batch=32, cap=512, multiple=8)
-    assert trajectory(Says(40.0001 if rounding == "up" else 43.9, rounding=rounding), 1, frame) == [size]
+    assert trajectory(
+        Says({"down": 47.9, "nearest": 44.1, "up": 40.1}[rounding], rounding=rounding), 1, frame
+    ) == [size]
     assert trajectory(Says(40.0, rounding=rounding), 1, frame) == [40]  # exact stays exact
 
 
@@ -99,6 +101,122 @@ def test_a_measuring_schedule_needs_closed_loop():
     rule.needs = frozenset({"trace"})
     with pytest.raises(UserError, match="closed_loop"):
         Schedule(samples=10, epochs=1, growth=Controller(rule), decay=Constant(), base_batch=2, base_lr=1.0)
+
+
+def test_a_base_above_the_cap_stays_planned_and_paid_for():
+    """512 wanted, 200 there: the learning rate is lowered by 200/512, also after the rule has spoken."""
+    schedule = closed_loop(
+        samples=1000, epochs=10, growth=Says(100, 600), decay=Constant(), base_batch=512, base_lr=0.1,
+        max_batch=200, scaling="none",
+    )  # fmt: skip
+    for position in (0, 200):
+        setting = schedule(position)
+        assert (setting.divisor, setting.lr) == (200, pytest.approx(0.1 * 200 / 512))
+        schedule.observe(Observation(position, setting))
+    assert schedule(400).lr == pytest.approx(0.1 * 200 / 512)
+
+
+def test_a_twin_does_not_feed_its_learning_rate_back():
+    """A rule sees the rate of the schedule whose growth it is, not what the twin made of it."""
+
+    class Reads(Rule):
+        def wish(self, seen):
+            rates.append(seen.lr)
+            return 64
+
+    found = {}
+    for twin in (None, "lr"):
+        rates = []
+        schedule = closed_loop(
+            samples=1000, epochs=10, growth=Reads(), decay=Constant(), base_batch=32, base_lr=0.1, twin=twin
+        )
+        for position in (0, 32, 64):
+            schedule.observe(Observation(position, schedule(position)))
+        found[twin] = rates
+    assert found["lr"] == found[None] == pytest.approx([0.1, 0.2, 0.2])
+
+
+def test_stretch_stretches_dwell():
+    common = dict(samples=1000, epochs=10, decay=Constant(), base_batch=100, base_lr=1.0, dwell=150)
+    sizes = []
+    schedule = closed_loop(growth=Says(*range(110, 200, 10)), stretch=2, **common)
+    position = 0
+    for _ in range(4):  # batches of 100, 110, 110, 110: at 100, then not before 100 + 300
+        setting = schedule(position)
+        sizes.append(setting.divisor)
+        schedule.observe(Observation(position, setting))
+        position += setting.batch_size
+    assert sizes == [100, 110, 110, 110] and schedule(position).divisor == 140
+
+
+def test_a_rule_on_the_loss_alone_is_asked_where_the_loss_was_read():
+    class OnLoss(Rule):
+        needs = frozenset({"loss"})
+
+        def wish(self, seen):
+            return 32 + seen.loss
+
+    schedule = closed_loop(
+        samples=1000,
+        epochs=1,
+        growth=OnLoss(),
+        decay=Constant(),
+        base_batch=32,
+        base_lr=1.0,
+        measure_every=64,
+    )
+    schedule.observe(Observation(0, schedule(0)))
+    assert schedule(32).divisor == 32
+    schedule.observe(Observation(32, schedule(32), loss=2.0))
+    assert schedule(64).divisor == 34
+
+
+def test_a_late_start_does_not_favour_the_first_measurement():
+    """200 measurements of tr(S), the first 5000, the others 100: at most its share of the horizon."""
+    from adabatch.schedules.rules import NoiseScale
+
+    schedule = closed_loop(
+        samples=10**6, epochs=1, growth=NoiseScale(), decay=Constant(), base_batch=32, base_lr=1.0
+    )
+    for k in range(200):
+        noise = Noise(32, 2, 5000.0 if k == 0 else 100.0, -1.0)
+        position = 100_000 + 32 * k
+        schedule.observe(Observation(position, schedule(position), noise=noise))
+    assert schedule.figures()["trace_average"] == pytest.approx(100 + 4900 / 200, rel=0.02)
+
+
+def test_a_rule_on_validation_logs_its_wish_with_the_next_step(tmp_path):
+    own = (
+        *SMALL, "dataset.validation=60", "epochs=3", "schedule=adadamp", "schedule.base_batch=16",
+        "schedule.dwell=0", "shadow={adadamp:{},plateau:{growth:{patience:0,threshold:0.9}}}",
+    )  # fmt: skip
+    run(tmp_path, *own)
+    rows = [row for row in runs.read_rows(tmp_path) if row["event"] == "train"]
+    wished = [row["wish"] for row in rows if "wish" in row]
+    assert len(wished) == 3, "an evaluation before the first step and after each epoch but the last"
+    for row in rows:
+        assert row["shadow.adadamp.batch_size"] == row.get("divisor", row["batch_size"])
+        assert row.get("shadow.adadamp.wish") == row.get("wish")
+    assert rows[-1]["shadow.plateau.batch_size"] > 16
+
+
+def test_a_batch_that_outgrows_the_epoch_after_an_evaluation_ends_the_run(tmp_path):
+    """compat drops the tail; the plateau that makes the batch larger than what is left is told just
+    before."""
+    run(
+        tmp_path,
+        *SMALL,
+        "epochs=2",
+        "dataset.validation=60",
+        "schedule=plateau",
+        "schedule.base_batch=16",
+        "schedule.compat=nvlabs",
+        "schedule.growth.patience=1",
+        "schedule.growth.threshold=0.9",
+        "schedule.growth.factor=8",
+        "evaluate.every=0.5",
+    )
+    assert all(row["batch_size"] > 0 for row in runs.read_rows(tmp_path) if row["event"] == "train")
 
 
 # -- measuring steps -------------------------------------------------------------------------------

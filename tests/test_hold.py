@@ -64,6 +64,40 @@ def test_adam_raises_both_betas_to_the_power():
     assert factor == 1.0 and found["betas"] == pytest.approx((0.9**4, 0.999**4))
 
 
+@pytest.mark.parametrize("k", [4.0, 2.0])
+def test_adam_keeps_its_stride_when_the_betas_change(k):
+    """Under a constant gradient Adam moves by lr at every step; a change of betas must not be felt."""
+    p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([p], lr=0.1, betas=(0.9, 0.999), eps=0.0)
+    held = optim.Held(adam, ["momentum"])
+    for step in range(120):
+        held.apply(Setting(32, 0.1, 32, growth=k if step >= 50 else 1.0))
+        before = p.item()
+        p.grad = torch.ones_like(p)
+        adam.step()
+        assert before - p.item() == pytest.approx(0.1, rel=1e-9), step
+
+
+@pytest.mark.parametrize("twin", ["lr", "batch"])
+def test_a_twin_holds_the_weight_decay_of_what_it_is(twin):
+    """adabatch's lr twin is the fixed baseline, and the batch twin of that is don't-decay: lambda stays."""
+    from adabatch.schedules import Constant, Schedule, Steps
+
+    growth = Steps(2, every=2) if twin == "lr" else Constant()
+    schedule = Schedule(
+        samples=1000,
+        epochs=10,
+        growth=growth,
+        decay=Steps(0.5, every=2),
+        base_batch=32,
+        base_lr=0.1,
+        twin=twin,
+    )
+    for position in range(0, 10_000, 1000):
+        setting = schedule(position)
+        assert setting.growth == pytest.approx(setting.lr_growth)
+
+
 def test_refusals():
     with pytest.raises(UserError, match="Did you mean 'momentum'"):
         optim.Held(sgd(), ["momentun"])

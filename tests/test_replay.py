@@ -7,9 +7,9 @@ from adabatch import runs
 from adabatch.errors import UserError
 from adabatch.schedules import replay, walk
 
-# (start, samples, divisor, lr, group): 100 samples of 20 in an epoch, noise as a linear schedule would have
-# it.
-RECORD = [(0, 10, 10, 0.1, 0), (10, 10, 10, 0.1, 0), (20, 40, 40, 0.4, 5), (60, 40, 40, 0.2, 5)]
+# (start, samples, divisor, lr, fields): two epochs of 50 samples, noise as a linear schedule would have it.
+FIELDS = {"group": 5, "growth": 4.0, "lr_growth": 2.0}
+RECORD = [(0, 10, 10, 0.1, {}), (10, 10, 10, 0.1, {}), (20, 40, 40, 0.4, FIELDS), (60, 40, 40, 0.2, FIELDS)]
 COMMON = dict(samples=50, epochs=2, trajectory=RECORD)
 
 
@@ -19,11 +19,20 @@ def followed(**options):
 
 def test_the_trajectory_itself():
     assert followed() == [row[:4] for row in RECORD]
-    assert [s.group for _, _, s in walk(replay(**COMMON))] == [0, 0, 5, 5]
+    found = [(s.group, s.growth, s.lr_growth) for _, _, s in walk(replay(**COMMON))]
+    assert found == [(0, 1.0, 1.0)] * 2 + [(5, 4.0, 2.0)] * 2
+
+
+def test_a_control_holds_from_where_the_recorded_run_did():
+    """At 40 the first batch of 10 instead of 40: growth 4 * 10/40, lr_growth 2 * (10/40)^p; no group."""
+    for exponent in (1.0, 0.5):
+        setting = replay(**COMMON, control="lr_twin", noise_exponent=exponent)(40)
+        assert (setting.group, setting.growth) == (0, 1.0)
+        assert setting.lr_growth == pytest.approx(2.0 * 0.25**exponent)
 
 
 def test_a_cut_last_batch_keeps_its_divisor():
-    cut = [*RECORD[:3], (60, 30, 40, 0.2, 5)]
+    cut = [*RECORD[:3], (60, 30, 40, 0.2, {})]
     schedule = replay(samples=45, epochs=2, trajectory=cut)
     assert [(s.batch_size, s.divisor) for _, _, s in walk(schedule)][-1] == (30, 40)
 
@@ -100,6 +109,28 @@ RUNS = {
         "epochs=4",
         "schedule.hysteresis=0",
         "schedule.noise_horizon=500",
+    ),
+    "held": (
+        "schedule=adabatch",
+        "schedule.base_batch=20",
+        "schedule.multiple=8",
+        "epochs=3",
+        "schedule.hold=[momentum,weight_decay]",
+        "schedule.scaling=sqrt",
+    ),
+    "adam": (
+        "schedule=adabatch",
+        "schedule.base_batch=16",
+        "epochs=2",
+        "optimizer=adamw",
+        "schedule.hold=[momentum]",
+    ),
+    "twin": (
+        "schedule=adabatch",
+        "schedule.base_batch=16",
+        "epochs=3",
+        "schedule.twin=batch",
+        "schedule.stretch=1",
     ),
     "nvlabs": ("schedule=adabatch", "schedule.base_batch=16", "epochs=3", "schedule.compat=nvlabs"),
 }

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from adabatch.cutting import groups_in
 from adabatch.errors import UserError
 from adabatch.noise import Average, Noise
 from adabatch.schedules.core import Schedule
@@ -44,7 +45,7 @@ class Seen:
     end: int
     batch: int
     lr: float
-    updates: int  # finished steps of the run
+    updates: int  # finished steps of the run; at an evaluation 0, and lr nan
     frame: Frame  # samples, base_batch, cap
     noise: Noise | None = None  # this measurement
     average: Average | None = None
@@ -121,7 +122,7 @@ class Controller(Factor):
         return frozenset(self.rule.needs)
 
     def bind(self, frame: Frame) -> "Controller":
-        self.frame, self.batch = frame, frame.planned(frame.base_batch)
+        self.frame, self.batch, self.heard = frame, frame.planned(frame.base_batch), None
         self.rule.bind(frame)
         return self
 
@@ -129,33 +130,37 @@ class Controller(Factor):
         return self.batch / self.frame.base_batch
 
     def observe(self, seen: Observation, average: Average | None, updates: int) -> None:
-        self.wished, needs = None, self.needs
-        if "validation" in needs or (seen.noise is None and needs & {"trace", "sq_norm", "halves", "inner"}):
+        self.wished, self.heard = self.heard, None  # what an evaluation said is logged with the next step
+        needs = self.needs
+        if "validation" in needs or (seen.noise is None and needs - {"loss"}):
+            return
+        if "loss" in needs and seen.loss is None:
             return
         s = seen.setting
-        end = seen.position + s.batch_size
-        self._ask(
-            Seen(seen.position, end, self.batch, s.lr, updates, self.frame, seen.noise, average, seen.loss)
-        )
+        end, lr = seen.position + s.batch_size, s.lr if s.untwinned is None else s.untwinned
+        view = Seen(seen.position, end, self.batch, lr, updates, self.frame, seen.noise, average, seen.loss)
+        self.wished = self._ask(view)
 
     def evaluated(self, position: int, loss: float, error: float | None) -> None:
         if "validation" in self.needs:
             view = Seen(position, position, self.batch, math.nan, 0, self.frame, validation=(loss, error))
-            self._ask(view)
+            self.heard = self._ask(view)
 
-    def _ask(self, view: Seen) -> None:
+    def _ask(self, view: Seen) -> float | None:
+        """The rule's wish; it is followed as far as it may."""
         wish = answer(self.rule, view, f"at position {view.position}")
         if wish is None:
-            return
-        self.wished = wish
+            return None
         batch = self.frame.planned(max(wish, 0), self.rule.rounding)
         floor = self.frame.planned(self.frame.base_batch)
         batch = max(batch, floor if self.shrink else self.batch)
         if not self.rule.above_cap:
-            batch = min(batch, self.frame.cap)
-        rested = self.changed is None or view.end - self.changed >= self.dwell
+            # A base_batch above the cap was planned so, and its learning rate is lowered: that stays.
+            batch = min(batch, max(self.frame.cap, self.batch))
+        rested = self.changed is None or view.end - self.changed >= self.dwell * self.frame.stretch
         if batch != self.batch and rested and self.rule.worth(view, batch) > self.hysteresis:
             self.batch, self.changed = batch, view.end
+        return wish
 
     def figures(self) -> dict:
         return {} if self.wished is None else {"wish": self.wished}
@@ -187,22 +192,23 @@ class Measuring:
             )
         self.every, self.group = every, group
         self.differenced, self.preconditioned = differenced, preconditioned
-        self.average, self.last, self.measured_at = Average(horizon), None, 0
+        self.average, self.last, self.measured_at = Average(horizon), None, None
 
     def due(self, start: int, batch: int) -> bool:
-        """Whether the batch holds a multiple of `every`; where a batch is a single group also the next one, as
-        two are compared."""
+        """Whether the batch holds a multiple of `every`; where a batch is a single group also the next one,
+        as two are compared."""
         if not self.every:
             return True
-        alone = self.differenced and self.group is not None and 2 * batch < 3 * self.group
-        begin = start - batch if alone else start
+        alone = self.differenced and self.group is not None and groups_in(batch, self.group) == 1
+        begin = max(0, start - batch) if alone else start
         return (start + batch) // self.every > begin // self.every
 
     def add(self, seen: Observation) -> Average:
         self.last = seen.noise
         if seen.noise is not None:
             end = seen.position + seen.setting.batch_size
-            self.average.add(seen.noise, end - self.measured_at)
+            before = seen.position if self.measured_at is None else self.measured_at
+            self.average.add(seen.noise, end - before)
             self.measured_at = end
         return self.average
 

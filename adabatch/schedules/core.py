@@ -13,13 +13,19 @@ Everything here is plain Python: a plan needs no torch.
 """
 
 import math
+from dataclasses import replace
 
 from adabatch.errors import UserError, suggest
 from adabatch.schedules.factors import Constant, Steps, bound
 from adabatch.schedules.scaling import Gain, Power, scaling_exponent
 from adabatch.schedules.setting import Frame, Observation, Setting
 
-WARMUPS = ("step", "epoch", "legw")
+CHOICES = {
+    "compat": (None, "nvlabs"),
+    "twin": (None, "lr", "batch"),
+    "warmup_rule": ("step", "epoch", "legw"),
+    "stop": ("samples", "gained"),
+}
 
 
 def refuse_sizes(whole: dict, others: dict) -> None:
@@ -36,7 +42,7 @@ def refuse_sizes(whole: dict, others: dict) -> None:
 def refuse_choices(**given) -> None:
     """UserError for a name that stands for nothing."""
     for name, value in given.items():
-        known = {"compat": (None, "nvlabs"), "twin": (None, "lr", "batch"), "warmup_rule": WARMUPS}[name]
+        known = CHOICES[name]
         if value not in known:
             words = ", ".join("null" if k is None else k for k in known)
             near = suggest(str(value), [k for k in known if k])
@@ -88,7 +94,7 @@ class Schedule:
         if stretch == "auto":
             stretch = max(1, math.ceil(base_batch / lr_batch))
         refuse_sizes({}, dict(stretch=stretch))
-        refuse_choices(compat=compat, twin=twin, warmup_rule=warmup_rule)
+        refuse_choices(compat=compat, twin=twin, warmup_rule=warmup_rule, stop=stop)
         if warmup_rule == "legw":
             warmup_epochs *= base_batch / lr_batch
         if not 0 <= warmup_epochs < epochs and warmup_epochs:
@@ -103,12 +109,11 @@ class Schedule:
         self.cap, self.budget = self.frame.cap, round(epochs * samples * stretch)
         self.growth, self.decay = (bound(factor, self.frame) for factor in (growth, decay))
         if scaling == "gain":
-            if stretch != 1:
-                raise UserError(f"AdaScale has a clock of its own: schedule.stretch=1, got {stretch}")
+            if stretch != 1 or compat:
+                given = f"got stretch={stretch:g} and compat={compat}"
+                raise UserError(f"AdaScale has a clock of its own: schedule.stretch=1, compat=null; {given}")
             self.scaling = Gain(noise_exponent, lr_batch, self.frame.budget, stop)
-            if (
-                stop == "gained"
-            ):  # a gain is at least 1: the schedule is through after so many samples at most
+            if stop == "gained":  # a gain is at least 1: it is through after so many samples at most
                 largest = base_batch if isinstance(growth, Constant) and not twin else self.cap
                 self.budget = math.ceil(self.frame.budget * max(1, largest / lr_batch))
         else:
@@ -124,7 +129,8 @@ class Schedule:
             raise UserError(
                 f"a run sees at least one sample, got epochs={self.epochs} of {self.samples} samples"
             )
-        return Frame(self.samples, budget, self.base_batch, largest // multiple * multiple, multiple)
+        cap = largest // multiple * multiple
+        return Frame(self.samples, budget, self.base_batch, cap, multiple, self.stretch)
 
     @property
     def needs(self) -> frozenset:
@@ -149,23 +155,24 @@ class Schedule:
         scaled, capped = self.scaling(planned, batch)
         warmup, rising = self._warmup(clock, scaled)
         decayed = self.decay(clock)
-        lr = self.base_lr * decayed * scaled * capped * warmup
+        plain = lr = self.base_lr * decayed * scaled * capped * warmup
+        grown = scaled * capped / self.scaling(self.base_batch, self.base_batch)[0]
         if self.twin:
-            batch, lr = self._twin(batch, lr, decayed)
+            other = self._twin(batch, decayed)
+            moved = (other / batch) ** self.noise_exponent
+            batch, lr, grown = other, lr * moved, grown * moved
         stage = (batch, self.growth.stage(time), self.decay.stage(clock), rising)
-        at_base = self.scaling(self.base_batch, self.base_batch)[0]
-        grown = scaled * capped / at_base
         size = min(batch, self.budget - position)
-        return Setting(size, lr, batch, stage, batch / self.base_batch, grown, self.growth.group(time))
+        setting = Setting(size, lr, batch, stage, batch / self.base_batch, grown, plain)
+        return replace(setting, **self.decay.recorded(time))
 
-    def _twin(self, batch: int, lr: float, decayed: float) -> tuple[int, float]:
-        """The schedule's other half at equal noise lr / batch^p: growth as decay, or decay as growth."""
+    def _twin(self, batch: int, decayed: float) -> int:
+        """The batch of the schedule's other half, whose noise lr / batch^p is equal: growth as decay, or
+        decay as growth."""
         if self.twin == "lr":
-            other = min(self.frame.planned(self.base_batch), self.cap)
-        else:
-            grown = decayed ** (-1 / self.noise_exponent) if decayed else math.inf
-            other = min(self.frame.planned(batch * grown), self.cap)
-        return other, lr * (other / batch) ** self.noise_exponent
+            return min(self.frame.planned(self.base_batch), self.cap)
+        grown = decayed ** (-1 / self.noise_exponent) if decayed else math.inf
+        return min(self.frame.planned(batch * grown), self.cap)
 
     def _warmup(self, time: float, scaled: float) -> tuple[float, int]:
         """The multiplier, and a number that is constant while one rule holds."""
@@ -238,13 +245,15 @@ class Schedule:
         return found
 
     def state_dict(self) -> dict:
-        parts = dict(growth=self.growth, decay=self.decay, scaling=self.scaling, measuring=self.measuring)
-        return {"updates": self.updates} | {n: p.state_dict() if p else {} for n, p in parts.items()}
+        parts = {name: part.state_dict() if part else {} for name, part in self._parts().items()}
+        return {"updates": self.updates} | parts
+
+    def _parts(self) -> dict:
+        return dict(growth=self.growth, decay=self.decay, scaling=self.scaling, measuring=self.measuring)
 
     def load_state_dict(self, state: dict) -> None:
         self.updates = state["updates"]
-        parts = dict(growth=self.growth, decay=self.decay, scaling=self.scaling, measuring=self.measuring)
-        for name, part in parts.items():
+        for name, part in self._parts().items():
             if part:
                 part.load_state_dict(state[name])
 

@@ -30,9 +30,9 @@ class Factor(ABC):
         """Equal for positions between which the factor does not step."""
         return 0
 
-    def group(self, position: float) -> int:
-        """`Setting.group`: only a recorded trajectory knows of one."""
-        return 0
+    def recorded(self, position: float) -> dict:
+        """Fields of the setting that only a recorded trajectory knows."""
+        return {}
 
     def milestones(self) -> list[int]:
         """Positions at which it steps, within the run; empty where it never does."""

@@ -35,33 +35,42 @@ class Line(Factor):
 
 
 class Batches(Line):
-    """Recorded batch sizes, as multiples of the first. groups: of the steps that measured, which add up their
-    gradients group by group; a replay does too, or its bits would differ."""
-
-    def __init__(self, starts: list[int], values: list[float], groups: list[int] | None = None):
-        super().__init__(starts, values)
-        self.groups = groups
-
-    def group(self, position: float) -> int:
-        return Line(self.starts, self.groups)(position) if self.groups else 0
+    """Recorded batch sizes, as multiples of the first."""
 
     def __call__(self, position: float) -> float:
         return super().__call__(position) / self.values[0]
 
 
 class Rates(Line):
-    """Recorded learning rates, moved from the recorded batches to others at equal noise."""
+    """Recorded learning rates, moved from the recorded batches to others at equal noise. fields: what else of
+    each setting was recorded: `group` where the step measured (its gradient was added up group by group, and
+    a replay does too, or its bits would differ), `growth` and `lr_growth` where horizons were held."""
 
-    def __init__(self, starts, rates, recorded: Line, others: Line, exponent: float):
+    def __init__(self, trajectory: list, recorded: Line, others: Line, exponent: float):
+        starts, _, _, rates, fields = (list(column) for column in zip(*trajectory))
         super().__init__(starts, rates)
-        self.recorded, self.others, self.exponent = recorded, others, exponent
+        self.before, self.others, self.exponent = recorded, others, exponent
+        self.fields = Line(starts, fields)
         # A learning rate that falls from a level is a step; one that moves with every batch is none.
         self.steps = [starts[i] for i in range(2, len(rates)) if rates[i] != rates[i - 1] == rates[i - 2]]
 
     def __call__(self, position: float) -> float:
         rate = super().__call__(position)
-        other, recorded = Line.__call__(self.others, position), Line.__call__(self.recorded, position)
-        return rate if other == recorded else rate * (other / recorded) ** self.exponent
+        ratio = self.ratio(position)
+        return rate if ratio == 1 else rate * ratio**self.exponent
+
+    def ratio(self, position: float) -> float:
+        """Batch here over batch recorded."""
+        return Line.__call__(self.others, position) / Line.__call__(self.before, position)
+
+    def recorded(self, position: float) -> dict:
+        found, ratio = dict(self.fields(position)), self.ratio(position)
+        if ratio != 1:
+            found.pop("group", None)
+        if "growth" in found:
+            found["growth"] *= ratio
+            found["lr_growth"] *= ratio**self.exponent
+        return found
 
     def stage(self, position: float) -> int:
         return bisect.bisect_right(self.steps, position)
@@ -71,11 +80,11 @@ class Rates(Line):
 
 
 def others(trajectory: list, control: str, exponent: float, cap: int) -> Line:
-    """The batch sizes of a control. trajectory: (start, samples, divisor, lr, group) of each
-    batch."""
-    starts, sizes, divisors, rates, groups = (list(column) for column in zip(*trajectory))
+    """The batch sizes of a control. trajectory: (start, samples, divisor, lr, fields) of
+    each batch."""
+    starts, sizes, divisors, rates, _ = (list(column) for column in zip(*trajectory))
     if control == "none":
-        return Batches(starts, divisors, groups)
+        return Batches(starts, divisors)
     if control == "lr_twin":
         return Batches([0], divisors[:1])
     if control == "mean_matched":
@@ -97,7 +106,7 @@ def with_tails(trajectory: list, samples: int) -> list:
     for before, after in zip(trajectory, [*trajectory[1:], (None,)]):
         found.append(before)
         if (end := before[0] + before[1]) != after[0]:
-            found.append((end, samples, samples, before[3], 0))
+            found.append((end, samples, samples, before[3], {}))
     return found
 
 
@@ -111,7 +120,7 @@ def replay(
     max_batch: int | None = None,
     noise_exponent: float = 1.0,
 ) -> Schedule:
-    """The schedule of a recorded run. trajectory: (start, samples, divisor, lr, group) of each batch;
+    """The schedule of a recorded run. trajectory: (start, samples, divisor, lr, fields) of each batch;
     compat: as it was recorded. UserError: another number of samples than recorded."""
     if control not in CONTROLS:
         raise UserError(
@@ -133,14 +142,13 @@ def replay(
         )
     if compat:
         trajectory = with_tails(trajectory, samples)
-    starts, rates = [t[0] for t in trajectory], [t[3] for t in trajectory]
-    recorded = Batches(starts, [t[2] for t in trajectory])
+    recorded = Batches([t[0] for t in trajectory], [t[2] for t in trajectory])
     batches = others(trajectory, control, noise_exponent, min(max_batch or samples, samples))
     return Schedule(
         samples=samples,
         epochs=epochs,
         growth=batches,
-        decay=Rates(starts, rates, recorded, batches, noise_exponent),
+        decay=Rates(trajectory, recorded, batches, noise_exponent),
         base_batch=int(batches.values[0]),
         base_lr=1.0,  # the recorded learning rates are whole
         scaling="none",

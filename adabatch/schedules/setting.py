@@ -17,6 +17,7 @@ class Setting:
     stage: tuple = ()  # equal for positions under one batch size and one rule of the learning rate
     growth: float = 1.0  # divisor / base_batch
     lr_growth: float = 1.0  # the part of lr that follows the batch, 1 at base_batch
+    untwinned: float | None = None  # lr before a twin moved it; None = lr
     group: int = 0  # a replay of a measuring step: the gradient is summed up over groups of so many samples
 
 
@@ -33,13 +34,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class Frame:
-    """The run that a factor is bound to. budget: samples of the run before `stretch`."""
+    """The run that a factor is bound to. budget: samples of the run before `stretch`; a rule, which sees real
+    positions, multiplies its intervals by `stretch`."""
 
     samples: int
     budget: int
     base_batch: int
     cap: int
     multiple: int = 1
+    stretch: float = 1.0
 
     def planned(self, wanted: float, rounding: str = "down") -> int:
         """`wanted` samples as a positive multiple of `multiple`; rounding: down, nearest (halves to even) or

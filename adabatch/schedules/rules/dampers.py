@@ -14,7 +14,7 @@ class AdaDamp(Rule):
     averaged weights, as evaluated. w_0: before training. The source takes the loss of the whole training set,
     every 20 updates after the first 100; here it is decided at each evaluation.
 
-    best: F*, the smallest loss there can be; at or below it the largest batch is taken.
+    best: F*, the smallest loss there can be; at or below it nothing is decided.
     """
 
     needs = frozenset({"validation"})
@@ -36,7 +36,7 @@ class AdaDamp(Rule):
                 )
             self.first = loss
         if loss <= self.best:
-            return math.inf
+            return None  # the formula has no value; the batch of the last one stays
         return seen.frame.base_batch * (self.first - self.best) / (loss - self.best)
 
     def state_dict(self) -> dict:
@@ -70,8 +70,8 @@ class RadaDamp(Rule):
         self.passed, self.first, self.smooth, self.lowest = 0, None, None, None  # pairs of (loss, norm)
 
     def bind(self, frame: Frame) -> None:
-        self.wait = self.wait or 100 * frame.base_batch
-        self.window = self.window or 20 * frame.base_batch
+        self.wait = (self.wait or 100 * frame.base_batch) * frame.stretch
+        self.window = (self.window or 20 * frame.base_batch) * frame.stretch
 
     def wish(self, seen: Seen) -> float | None:
         # At the trained batch this is the measured norm; a shadow has a batch of its own.

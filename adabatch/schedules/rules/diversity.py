@@ -38,7 +38,7 @@ class Diversity(Rule):
         epochs = self.resize or frame.budget / 5 / frame.samples
         if self.exact and not self.resize:
             epochs = max(1, round(epochs))
-        self.interval = epochs * frame.samples
+        self.interval = epochs * frame.samples * frame.stretch
 
     def wish(self, seen: Seen) -> float | None:
         if self.exact and seen.noise is not None and seen.noise.diversity is not None:
