@@ -168,7 +168,7 @@ def check(config: DictConfig, overrides, known: dict, choices: dict | None = Non
     return Checked(tree, name, tuple(notes))
 
 
-# What a shadow takes from the schedule that drives, so that rules are compared at equal conditions.
+# What a shadow takes from the schedule that drives: rules are compared at equal conditions.
 SHARED = (
     "base_batch", "base_lr", "lr_batch", "max_batch", "multiple", "noise_exponent", "warmup_epochs",
     "warmup_from", "warmup_rule", "stretch", "compat", "decay", "noise_group", "measure_every",
@@ -177,18 +177,19 @@ SHARED = (
 
 
 def shadows(tree: dict, known: dict, choices: dict) -> dict:
-    """{name: schedule node} of `shadow`, a list of options of schedule or {option: {key: value}}. An option
-    that is the driving one is the driving schedule itself."""
+    """{name: schedule node} of `shadow`: a list of options or {option: {key: value}}; the driver as it is."""
     asked = tree.get("shadow") or {}
     if not isinstance(asked, dict):
         if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
             raise UserError(
-                f"shadow is a list of options of schedule, or {{option: {{key: value}}}}, got {asked!r}"
+                f"shadow is a list of options of schedule or {{option: {{key: value}}}}, got {asked!r}"
             )
         asked = dict.fromkeys(asked)
     options = sorted(file.stem for file in (conf_dir() / "schedule").glob("*.yaml"))
     found = {}
     for name, keys in asked.items():
+        if not isinstance(keys, dict | None):
+            raise UserError(f"shadow.{name} is a node with keys of schedule={name}, got {keys!r}")
         if name not in options:
             raise UserError(f"shadow={name}: there is no such schedule.{suggest(name, options)}")
         if name == choices.get("schedule"):
@@ -198,8 +199,8 @@ def shadows(tree: dict, known: dict, choices: dict) -> dict:
         node |= {key: tree["schedule"][key] for key in SHARED if key in node and key in tree["schedule"]}
         node = _resolved(node, tree)
         changes = {("schedule", *path) for path in _paths(keys or {})}
-        merged = OmegaConf.to_container(OmegaConf.merge(node, keys or {}))
-        inner, _ = targets.check_tree({"schedule": merged}, {"schedule": node}, changes, {"schedule": name})
+        merged = {"schedule": OmegaConf.to_container(OmegaConf.merge(node, keys or {}))}
+        inner, _ = targets.check_tree(merged, {"schedule": node}, changes, {"schedule": name})
         found[name] = inner["schedule"]
     return found
 

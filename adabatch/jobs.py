@@ -20,7 +20,7 @@ from pathlib import Path
 from adabatch import runs
 from adabatch.environment import calm_threads, describe
 from adabatch.errors import Diverged, Lost, UserError
-from adabatch.outcome import full, outcome
+from adabatch.outcome import figures, full, next_steps, outcome
 from adabatch.owner import Owner
 
 log = logging.getLogger("adabatch")
@@ -98,7 +98,7 @@ def _finished(config: dict, folder: Path) -> dict | None:
     if run.state != "finished" or (summary := run.summary) is None:
         return None
     _same_run(config, run)
-    log.info(f"finished already (restart=true runs it again)\n{_figures(summary)}\nfolder: {folder}")
+    log.info(f"finished already (restart=true runs it again)\n{figures(summary)}\nfolder: {folder}")
     if lacks := lacking(config, folder):
         log.warning(
             f"this run was made without what is asked for now ({', '.join(lacks)}): restart=true makes it "
@@ -201,38 +201,11 @@ def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         seconds = time.monotonic() - began
         log.info(
-            f"{_figures(summary)}\nfolder: {folder} ({seconds:.0f} s in "
-            f"all)\n{_next_steps(folder, overrides)}"
+            f"{figures(summary)}\nfolder: {folder} ({seconds:.0f} s in all)\n{next_steps(folder, overrides)}"
         )
     elif reraise or not isinstance(error, (Exception, KeyboardInterrupt)):
         raise error
     return summary, code
-
-
-def _figures(summary: dict) -> str:
-    """The end of a run in a line; figures that the summary lacks are left out."""
-    parts = []
-    for key, words in (("final_test_error", "test error"), ("final_validation_error", "validation error")):
-        if isinstance(value := summary.get(key), (int, float)):
-            parts.append(f"{words} {100 * value:.2f} %")
-    if isinstance(value := summary.get("final_train_loss"), (int, float)):
-        parts.append(f"training loss {value:.4g}")
-    if isinstance(value := summary.get("epochs"), (int, float)):
-        parts.append(f"{value:g} epochs, {summary.get('steps', 0):,} steps")
-    if isinstance(value := summary.get("train_seconds"), (int, float)):
-        parts.append(f"{value:.1f} s of training")
-    if isinstance(value := summary.get("images_per_second"), (int, float)):
-        parts.append(f"{value:,.0f} samples/s")
-    return " · ".join(parts) or "done"
-
-
-def _next_steps(folder: Path, overrides) -> str:
-    lines = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
-    if any(o.startswith("schedule.run=") for o in overrides):
-        return "\n".join(lines)
-    kept = [o for o in overrides if not o.startswith(("seed=", "schedule=", "shadow="))]
-    lines.append("compare: " + shlex.join(["adabatch", "-m", *kept]) + " schedule=fixed,adabatch seed=0,1,2")
-    return "\n".join(lines)
 
 
 def _report(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from adabatch.errors import Diverged, Interrupted, Lost, UserError
 from adabatch.owner import FULL
 
+COMMON = tuple(f"schedule.{key}=" for key in ("base_batch", "base_lr", "lr_batch", "max_batch", "multiple"))
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -67,3 +69,32 @@ def full(error: BaseException | None, folder) -> bool:
                     return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def figures(summary: dict) -> str:
+    """The end of a run in a line; figures that the summary lacks are left out."""
+    parts = []
+    for key, words in (("final_test_error", "test error"), ("final_validation_error", "validation error")):
+        if isinstance(value := summary.get(key), (int, float)):
+            parts.append(f"{words} {100 * value:.2f} %")
+    if isinstance(value := summary.get("final_train_loss"), (int, float)):
+        parts.append(f"training loss {value:.4g}")
+    if isinstance(value := summary.get("epochs_trained", summary.get("epochs")), (int, float)):
+        parts.append(f"{value:g} epochs, {summary.get('steps', 0):,} steps")
+    if isinstance(value := summary.get("train_seconds"), (int, float)):
+        parts.append(f"{value:.1f} s of training")
+    if isinstance(value := summary.get("images_per_second"), (int, float)):
+        parts.append(f"{value:,.0f} samples/s")
+    return " · ".join(parts) or "done"
+
+
+def next_steps(folder: Path, overrides) -> str:
+    """Where the report lies, and the command that compares this run's schedule with a fixed batch."""
+    lines = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
+    option = next((o.partition("=")[2] for o in overrides if o.startswith("schedule=")), "fixed")
+    arms = "schedule=fixed," + (option if option not in ("fixed", "replay") else "adabatch")
+    # Keys of one schedule are not another's: only those that every one has are kept.
+    kept = [o for o in overrides if not o.lstrip("+").startswith(("seed=", "schedule", "shadow", "restart"))]
+    kept += [o for o in overrides if o.startswith(COMMON)]
+    lines.append("compare: " + shlex.join(["adabatch", "-m", *kept]) + f" {arms} seed=0,1,2")
+    return "\n".join(lines)

@@ -46,7 +46,7 @@ class Record:
         self.pending: list[dict] = []  # rows whose figures are still on the device
         self.fetched_at = self.saved_at = ledger.clock()
         self.model, self.samples = parts.step.model, parts.schedule.samples
-        shown = Progress(parts.schedule.budget, config["epochs"] * parts.schedule.stretch)
+        shown = Progress(parts.schedule.budget, parts.schedule.budget / parts.schedule.samples)
         self.trackers = trackers.build(config, self.folder, extra=(shown,))
         if config["schedule"].get("profile"):
             throughput.keep(config["schedule"]["profile"], self.folder)
@@ -85,7 +85,8 @@ class Record:
         changes = differences(
             *(coupled(s, **known, **self.cut(s), **self.horizons(s)) for s in (before, setting))
         )
-        text = rule(before, setting, self.parts.schedule.scaling.name)
+        factors = [self.parts.step.held.values(s)["factor"] for s in (before, setting)]
+        text = rule(before, setting, self.parts.schedule.scaling.name, factors[1] / factors[0])
         self.log(self.stamp("change", start) | {"changes": changes, "rule": text})
 
     def cut(self, setting: Setting) -> dict:
@@ -133,6 +134,7 @@ class Record:
             row["divisor"] = setting.divisor
         if self.parts.step.held.hold:  # a replay must hold as this run does
             row |= {"growth": setting.growth, "lr_growth": setting.lr_growth}
+            row["lr_applied"] = self.horizons(setting)["lr"]
         if result.group:
             row["noise_group"] = result.group
         self.pending.append(row | figures | ({"skipped": skipped} if skipped else {}))

@@ -143,7 +143,7 @@ def earlier(config: dict, run, made_by: dict) -> dict | None:
 def same_until(config: dict, other: dict, run, state: dict) -> bool:
     """Whether two open-loop schedules train every batch before the checkpoint's position alike."""
     ours, theirs = (plan.schedule(c, run.samples) for c in (config, other))
-    if ours.needs or theirs.needs:
+    if any(s.needs or s.growth.closed for s in (ours, theirs)):
         return False
     pairs = zip_longest(walk(ours, state["position"]), walk(theirs, state["position"]))
     return all(a == b for a, b in pairs)

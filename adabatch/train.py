@@ -24,7 +24,7 @@ def crossed(before: int, after: int, every: float) -> bool:
 
 
 def announce(run: Record) -> None:
-    parts, config = run.parts, run.config
+    parts = run.parts
     count = sum(p.numel() for p in run.model.parameters())
     name, samples = parts.data.evaluated()
     log.info("network   %s, %s parameters", type(run.model).__name__, f"{count:,}")
@@ -37,7 +37,7 @@ def announce(run: Record) -> None:
     )
     first = parts.schedule(0)
     log.info("schedule  batch %d, lr %g at the start; %g epochs, %s samples; %s", first.divisor, first.lr,
-             config["epochs"] * parts.schedule.stretch, f"{parts.schedule.budget:,}",
+             parts.schedule.budget / run.samples, f"{parts.schedule.budget:,}",
              parts.schedule.scaling.words())  # fmt: skip
     if parts.schedule.needs:
         log.info("measured  %s", ", ".join(sorted(parts.schedule.needs)))
@@ -194,6 +194,7 @@ def summary_figures(run: Record, errors: dict) -> dict:
         epochs=node["epochs"],
         steps=run.steps,
         samples=run.trained,
+        epochs_trained=run.position / run.samples,
         parameters=sum(p.numel() for p in run.model.parameters()),
         final_test_error=errors.get("test"),
         best_test_error=None if "validation" in errors or errors["test"] is None else run.best["test"],

@@ -13,7 +13,7 @@ import time
 from adabatch import config
 from adabatch.build import build, choose_micro_batch
 
-BATCHES = (32, 64, 128, 256, 512)
+BATCHES = (32, 64, 128, 256)
 NEEDS = {
     "tr(S), |G|^2": {"trace", "sq_norm"},
     "+ halves": {"trace", "sq_norm", "halves"},

@@ -60,7 +60,10 @@ def draw(shadows: dict, actual: dict, path: str) -> None:
     figure = Figure(figsize=(12, 5), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     colours = {"adabatch": "#c2571a", "fixed": "#7a7a7a"}
-    for axes, name in zip(figure.subplots(2, -(-len(shadows) // 2), sharey=True).flat, sorted(shadows)):
+    panels = list(figure.subplots(2, -(-len(shadows) // 2), sharey=True).flat)
+    for axes in panels[len(shadows) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, sorted(shadows)):
         for driver, lines in shadows[name].items():
             for i, line in enumerate(lines):
                 label = f"shadow along {driver}" if not i else None

@@ -152,8 +152,21 @@ def test_its_state_goes_round():
     assert fresh.scaling.gained == pytest.approx(4 * 32 + 6 * 51.2)
 
 
+def test_below_the_batch_of_the_learning_rate_the_gain_is_the_ratio_until_it_is_known():
+    """batch 16, lr_batch 32: r <= S = 1/2. Before a measurement lr is halved and a step counts 16 samples."""
+    gain = Gain(1.0, 32, 1000)
+    assert gain.gain(16) == 0.5 and gain.gain(64) == 1.0
+    schedule = closed_loop(
+        samples=1000, epochs=1, growth=Constant(), decay=Constant(), base_batch=16, lr_batch=32, base_lr=0.1,
+        scaling="gain",
+    )  # fmt: skip
+    assert schedule(0).lr == pytest.approx(0.05)
+    schedule.observe(Observation(0, schedule(0)))
+    assert schedule.scaling.gained == 16
+
+
 @pytest.mark.parametrize("more, message", [
-    ({"stop": "gaind"}, "stop is samples or gained.*Did you mean 'gained'"),
+    ({"stop": "gaind"}, "stop is one of samples, gained.*Did you mean 'gained'"),
     ({"stretch": 2}, "clock of its own"),
 ])  # fmt: skip
 def test_refusals(more, message):

@@ -196,16 +196,16 @@ def alone(*arguments, code="", cwd=None):
     (["epochs=0"], 2)],
 )  # fmt: skip
 def test_answers_that_need_no_training_come_at_once(tmp_path, arguments, code):
-    """Under 1.5 s: in CPU time, because the machine that runs the suite may be busy, and the better of
-    two."""
+    """1 s on a quiet machine (docs/log.md); 3 s of CPU time here tells a heavy import on a busy one too. The
+    better of two."""
     tries = []
     for _ in range(2):
         found, shown, seconds = alone(*arguments, cwd=tmp_path)
         assert found == code, shown
         tries.append(seconds)
-        if seconds < 1.5:
+        if seconds < 3:
             break
-    assert min(tries) < 1.5
+    assert min(tries) < 3
 
 
 def test_importing_the_package_is_light():

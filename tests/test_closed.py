@@ -4,7 +4,7 @@ whatever the cut, the same bits after a kill."""
 import copy
 
 import pytest
-from support import SMALL, killed, outcome, run
+from support import SMALL, killed, outcome, resolved, run
 from test_train import kill_at_step
 
 from adabatch import runs
@@ -94,6 +94,31 @@ def test_an_unknown_need_is_refused():
     rule.needs = frozenset({"hessian"})
     with pytest.raises(UserError, match="hessian; there is: trace"):
         Controller(rule)
+
+
+def test_a_rule_that_measures_nothing_is_still_a_closed_loop():
+    schedule = closed_loop(
+        samples=1000, epochs=10, growth=Says(48), decay=Constant(), base_batch=32, base_lr=0.1
+    )
+    assert not schedule.needs and schedule.warnings() == []
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("schedule.base_batch=null", "schedule.base_batch is a number, got null"),
+        ("schedule.dwell=null", "schedule.dwell is a number, got null"),
+        ("schedule.growth=null", "schedule.growth is a node with keys"),
+        ("schedule.hysteresis=nan", "0 or more, got 0 and nan"),
+        ("schedule.base_batch=-1", "base_batch is positive, got -1"),
+        ("schedule.noise_group=8.5", "a whole number of samples, got 0 and 8.5"),
+        ("schedule.noise_exponent=-2", "noise_exponent is positive"),
+        ("shadow={cabs:5}", "shadow.cabs is a node"),
+    ],
+)
+def test_values_that_no_closed_loop_can_have(line, words):
+    with pytest.raises(UserError, match=words):
+        resolved("schedule=noise_scale", line)
 
 
 def test_a_measuring_schedule_needs_closed_loop():

@@ -367,13 +367,18 @@ def test_the_plot_follows_the_schedule(capsys):
     assert "▁" in rows[-1][:13]  # 32, the smallest, is a line
 
 
-def test_every_combination(capsys, tmp_path):
+def test_every_combination(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # too narrow for the names: numbers, and what they stand for
     arguments = ["-m", "schedule=fixed,adabatch,noise_scale", "schedule.base_batch=16,32", "epochs=10"]
     found = planned(capsys, *arguments)["jobs"]
     assert len(found) == 6 and [len(job["phases"]) for job in found] == [5, 5, 5, 5, 1, 1]
     assert found[3]["overrides"] == ["schedule=adabatch", "schedule.base_batch=32", "epochs=10"]
     text = shown(capsys, *arguments)
     assert "6 arms, all with epochs=10" in text and text.count("too few to tell") == 1
+    assert "\n4  schedule=adabatch schedule.base_batch=32\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "120")
+    text = shown(capsys, *arguments)
     (line,) = [x for x in text.splitlines() if x.startswith("schedule=adabatch schedule.base_batch=32")]
     alone = planned(capsys, "schedule=adabatch", "epochs=10")["totals"]
     assert line.split()[2:] == [

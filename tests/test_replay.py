@@ -165,6 +165,16 @@ def test_a_replay_is_identified_by_what_it_replays(tmp_path):
     assert a == b != c
 
 
+def test_a_row_that_is_missing_is_noticed(tmp_path):
+    run(tmp_path, *SMALL, "epochs=1", "schedule=fixed")
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    (gone, *_) = [i for i, line in enumerate(lines) if '"step": 5' in line and '"train"' in line]
+    path.write_text("".join(lines[:gone] + lines[gone + 1 :]))
+    with pytest.raises(UserError, match="no whole trajectory"):
+        runs.trajectory(tmp_path)
+
+
 def test_what_cannot_be_replayed_is_refused(tmp_path):
     with pytest.raises(UserError, match="schedule.run=outputs/NAME"):
         resolved(*SMALL, "schedule=replay")

@@ -44,7 +44,7 @@ def measuring(schedule, unit: int | None) -> dict:
     }
     for name in ("dwell", "hysteresis", "shrink"):
         found[name] = getattr(growth, name, None)
-    if growth.needs:
+    if growth.closed:
         first = schedule(0).divisor
         found |= {"smallest_batch": first, "largest_batch": schedule.cap}
         found |= {

@@ -104,7 +104,7 @@ def planned(config: dict, overrides=(), notes=()) -> Plan:
         schedule=schedule,
         found=found,
         totals=totals(schedule, found),
-        closed=bounds.measuring(schedule, unit) if schedule.needs else None,
+        closed=bounds.measuring(schedule, unit) if schedule.needs or schedule.growth.closed else None,
         curve=drawn,
         warnings=warnings(config, schedule, found, drawn),
         notes=list(notes),

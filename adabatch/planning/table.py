@@ -105,7 +105,7 @@ def closed(plan: Plan, width: int) -> list[str]:
     every = f"every {c['measure_every']:,} samples" if c["measure_every"] else "at every step"
     every = "at every evaluation" if set(c["needs"]) == {"validation"} else every
     low, high = c["smallest_batch"], c["largest_batch"]
-    if s.growth.needs:
+    if s.growth.closed:
         said = f"closed loop  {c['rule']} chooses the batch while training: {low:,} to {high:,}"
     else:
         said = f"closed loop  the learning rate follows what is measured; batches of {low:,} to {high:,}"
@@ -121,7 +121,7 @@ def closed(plan: Plan, width: int) -> list[str]:
         worth = f"{c['hysteresis']:.4g}"
         lines.append(f"decides      dwell {c['dwell']:,} samples, hysteresis {worth}, {shrinks}")
     most, least = c["updates_if_it_stays"], c["updates_if_at_the_cap"]
-    if s.growth.needs:
+    if s.growth.closed:
         said = f"{most:,} if the batch stays {low:,}, {least:,} if it jumps to {high:,} at once"
     else:
         said = f"{most:,}" + ("" if most == least else f" if the gain stays 1, {least:,} if it is largest")
@@ -183,10 +183,14 @@ def comparison(plans: list[Plan], width: int = WIDTH) -> str:
     common = [o for o in plans[0].overrides if all(o in p.overrides for p in plans)]
     rows = [COMPARED] + [compared(name, plan) for name, plan in zip(names, plans)]
     longest = max(width - sum(2 + max(len(r[i]) for r in rows) for i in range(1, 6)), 16)
-    for each in rows[1:]:
-        each[0] = each[0] if len(each[0]) <= longest else each[0][: longest - 3] + "..."
+    legend = []
+    if max(map(len, names)) > longest:  # numbers in the table, names below it
+        legend = [f"{number}  {name}" for number, name in enumerate(names, 1)]
+        for number, each in enumerate(rows[1:], 1):
+            each[0] = str(number)
     head = f"{len(plans)} arms" + (f", all with {' '.join(common)}" if common and len(plans) > 1 else "")
     parts = [textwrap.fill(head, width), "\n".join(aligned(rows, left=(0,)))]
+    parts += ["\n".join(legend)] if legend else []
     arms: dict[str, list[str]] = {}
     for name, plan in zip(names, plans):
         for said in [f"warning: {w}" for w in plan.warnings] + [f"note: {n}" for n in plan.notes]:

@@ -11,7 +11,7 @@ def warnings(config: dict, schedule, found: list[Phase], curve: list) -> list[st
     """All of them, the schedule's own first. found: the phases (of a closed loop: as if it never decided);
     curve: see `phases.curve`."""
     told = list(schedule.warnings())
-    closed = bool(schedule.needs)
+    closed = bool(schedule.needs) or schedule.growth.closed
     if isinstance(schedule, Schedule):
         told += [beyond_the_data(schedule, found), warm_up(schedule)]
     told.append(few_updates(schedule, found))

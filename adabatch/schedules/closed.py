@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from adabatch.cutting import groups_in
 from adabatch.errors import UserError
 from adabatch.noise import Average, Noise
-from adabatch.schedules.core import Schedule
+from adabatch.schedules.core import Schedule, refuse_sizes
 from adabatch.schedules.factors import Factor
 from adabatch.schedules.foreign import answer
 from adabatch.schedules.setting import Frame, Observation
@@ -103,10 +103,11 @@ class Controller(Factor):
     """Growth by a rule. dwell: samples between two changes. hysteresis: share that a change must be worth.
     shrink: whether the batch may fall (never below base_batch)."""
 
+    closed = True
     rounding = "nearest"  # what it returns is whole already
 
     def __init__(self, rule: Rule, dwell: int = 0, hysteresis: float = 0.0, shrink: bool = False):
-        if dwell < 0 or hysteresis < 0:
+        if not (dwell >= 0 and hysteresis >= 0):
             raise UserError(
                 f"schedule.dwell and schedule.hysteresis are 0 or more, got {dwell} and {hysteresis}"
             )
@@ -185,10 +186,11 @@ class Measuring:
     def __init__(
         self, every: int, group: int | None, horizon: float, differenced: bool, preconditioned: bool = False
     ):
-        if every < 0 or (group is not None and group < 1):
+        whole = group is None or (type(group) is int and group > 0)
+        if not every >= 0 or not whole:
             raise UserError(
-                f"schedule.measure_every is 0 or more and schedule.noise_group positive, got {every} and "
-                f"{group}"
+                "schedule.measure_every is 0 or more and schedule.noise_group a whole number of samples, got "
+                f"{every} and {group}"
             )
         self.every, self.group = every, group
         self.differenced, self.preconditioned = differenced, preconditioned
@@ -260,6 +262,7 @@ def closed_loop(
 ) -> Schedule:
     """A schedule whose growth is a rule (or whose scaling measures). noise_horizon: None = 1,000 batches of
     base_batch (AdaptDL's 0.999 per batch). The other arguments: `Schedule`, `Controller`, `Measuring`."""
+    refuse_sizes({"base_batch": base_batch}, {})
     if isinstance(growth, Rule):
         growth = Controller(growth, dwell, hysteresis, shrink)
     if "epoch_sum" in getattr(growth, "needs", ()) and (measure_every or preconditioned):

@@ -93,7 +93,7 @@ class Schedule:
         refuse_sizes(whole, dict(base_lr=base_lr, epochs=epochs))
         if stretch == "auto":
             stretch = max(1, math.ceil(base_batch / lr_batch))
-        refuse_sizes({}, dict(stretch=stretch))
+        refuse_sizes({}, dict(stretch=stretch, noise_exponent=noise_exponent))
         refuse_choices(compat=compat, twin=twin, warmup_rule=warmup_rule, stop=stop)
         if warmup_rule == "legw":
             warmup_epochs *= base_batch / lr_batch
@@ -119,7 +119,9 @@ class Schedule:
         else:
             self.scaling = Power(scaling_exponent(scaling, noise_exponent), noise_exponent, lr_batch)
         if self.needs - {"validation"} and measuring is None:
-            raise UserError("this schedule measures: build it with adabatch.schedules.closed_loop")
+            raise UserError(
+                "this schedule measures: take schedule=adascale, or in Python schedules.closed_loop"
+            )
 
     def _frame(self, max_batch: int | None, multiple: int) -> Frame:
         largest, budget = min(max_batch or self.samples, self.samples), round(self.epochs * self.samples)
@@ -222,12 +224,8 @@ class Schedule:
         found = []
         positions = sorted({round(m * self.stretch) for m in self.growth.milestones()})
         sizes = {self(position).divisor for position in [0, *positions]}
-        if (
-            not isinstance(self.growth, Constant)
-            and not self.growth.needs
-            and self.twin != "lr"
-            and len(sizes) == 1
-        ):
+        open_loop = not isinstance(self.growth, Constant) and not self.growth.closed
+        if open_loop and self.twin != "lr" and len(sizes) == 1:
             found.append(
                 f"the batch size cannot change in this run: it stays {self(0).divisor} over "
                 f"{self.epochs:g} epochs "

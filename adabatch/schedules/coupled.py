@@ -5,8 +5,6 @@ momentum horizon in samples      B / (1 - m)
 weight decay per sample, SGD     lr * lambda / (B (1 - m));   decoupled (AdamW)     lr * lambda / B
 """
 
-import math
-
 from adabatch.schedules.setting import Setting
 
 
@@ -48,11 +46,16 @@ def differences(before: dict, after: dict) -> dict:
     return {name: [before[name], after[name]] for name in after if after[name] is not None}
 
 
-def rule(before: Setting, after: Setting, scaling: str) -> str:
-    """The arithmetic of the learning rate at a change, in words. scaling: which rule it follows."""
-    # Curves may begin or end at a learning rate of 0.
-    moved = after.lr / before.lr if before.lr else 1.0 if not after.lr else math.inf
-    grown = after.divisor / before.divisor
-    scaled = after.lr_growth / before.lr_growth
-    rest = f"; x{moved / scaled:.6g} by the rest" if abs(moved / scaled - 1) > 1e-9 else ""
-    return f"batch x{grown:.6g}, lr x{moved:.6g}: x{scaled:.6g} by {scaling}{rest}"
+def rule(before: Setting, after: Setting, scaling: str, held: float = 1.0) -> str:
+    """The arithmetic of the learning rate at a change, in words. scaling: which rule it follows; held: factor
+    of the learning rate by a momentum that is held."""
+    grown, scaled = after.divisor / before.divisor, after.lr_growth / before.lr_growth
+    parts, change = [f"x{scaled:.6g} by {scaling}"], ""
+    if before.lr and after.lr:  # curves may begin or end at 0
+        moved = after.lr / before.lr
+        change = f"lr x{moved * held:.6g}: "
+        if abs(moved / scaled - 1) > 1e-9:
+            parts.append(f"x{moved / scaled:.6g} by the rest")
+    if abs(held - 1) > 1e-9:
+        parts.append(f"x{held:.6g} by the momentum held")
+    return f"batch x{grown:.6g}, {change}{'; '.join(parts)}"

@@ -16,6 +16,7 @@ class Factor(ABC):
     """One multiplier along a run: growth of the batch or decay of the learning rate."""
 
     needs: frozenset = frozenset()  # what must be measured for it
+    closed: bool = False  # whether it learns while training: then it is no function of position
     rounding: str = "down"  # of base_batch times this factor, as its source rounds: down, nearest, up
 
     def bind(self, frame: Frame) -> "Factor":

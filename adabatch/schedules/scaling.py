@@ -76,8 +76,8 @@ class Gain(Power):
     """AdaScale's gain r = (s2 + g2) / (s2 / S + g2), S = batch / lr_batch, s2 = tr(S) / lr_batch, g2 = |G|^2,
     averages of samples; between 1 and S. A step counts as r steps of the original schedule (its tau), so the
     schedule ends early by the source; `stop`: samples = at the budget of samples, as every other arm, or
-    gained = when the original schedule is through. While |G|^2 is unresolved the last gain stays (1 at the
-    start).
+    gained = when the original schedule is through. While |G|^2 is unresolved the last averages stay (at
+    the start the smaller of 1 and S).
 
     For Adam-type optimizers the root of the gain of the preconditioned gradient (AdaptDL): its power is the
     noise exponent.
@@ -97,7 +97,7 @@ class Gain(Power):
     def gain(self, batch: int) -> float:
         """r at a batch size, from the averages last resolved."""
         if self.noise is None:
-            return 1.0
+            return min(1.0, batch / self.lr_batch)
         variance, sq_norm, ratio = self.noise[0] / self.lr_batch, self.noise[1], batch / self.lr_batch
         return (variance + sq_norm) / (variance / ratio + sq_norm)
 

@@ -75,6 +75,7 @@ class PlateauDecay(Factor):
     """Decay of the learning rate: factor^plateaus, for `schedule.decay` of any schedule."""
 
     needs = frozenset({"validation"})
+    closed = True
 
     def __init__(self, factor: float = 0.1, patience: int = 10, threshold: float = 1e-4, cooldown: int = 0):
         if not 0 < factor < 1:
