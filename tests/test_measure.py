@@ -13,6 +13,8 @@ from adabatch.flat import Flat
 from adabatch.hardware import Hardware
 from adabatch.measure import Meter
 from adabatch.noise import Average, Noise, differenced, estimate
+from adabatch.schedules import Constant, Observation, closed_loop
+from adabatch.schedules.rules import NoiseScale
 from adabatch.schedules.setting import Setting
 from adabatch.step import Step
 
@@ -169,6 +171,32 @@ def test_ranks_add_up_to_one_process(world):
     for found, reduced in ranks(world, work):
         assert found == pytest.approx(whole, rel=1e-12)
         assert torch.allclose(reduced, gradient, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_decisions_do_not_depend_on_the_number_of_ranks(world):
+    """60 steps of training under a rule that measures every one; float64, every rank decides for itself."""
+
+    def work(hardware):
+        step, _ = built(hardware=hardware, group=8)
+        schedule = closed_loop(
+            samples=SAMPLES, epochs=50, growth=NoiseScale(30.0), decay=Constant(), base_batch=16, base_lr=0.02,
+            scaling="none", shrink=True, noise_horizon=2000,
+        )  # fmt: skip
+        position, sizes = 0, []
+        for _ in range(60):
+            chosen = schedule(position)
+            result = step(position, chosen, schedule.measures(position, chosen))
+            schedule.observe(Observation(position, chosen, noise=result.noise))
+            position += chosen.batch_size
+            sizes.append(chosen.batch_size)
+        return sizes, step.flat.params.clone()
+
+    whole, weights = work(None)
+    assert len(set(whole)) > 5, "the rule decided nothing: this tests nothing"
+    for sizes, reached in ranks(world, work):
+        assert sizes == whole
+        assert torch.allclose(reached, weights, rtol=1e-10, atol=0)
 
 
 def gradient(needs, **kwargs):
