@@ -144,7 +144,7 @@ def _value(value, known, path, typed, choices, notes):
             known, dict
         ):  # an open place: anything, and our rules where it names a target
             return _node(value, {}, path, typed, choices, notes) if "_target_" in value else value
-    elif value is None and path[0] == "schedule" and isinstance(known, (bool, int, float, dict)):
+    elif value is None and path[0] == "schedule" and len(path) == 2 and isinstance(known, (int, float, dict)):
         kind = "a number" if isinstance(known, (int, float)) else "a node with keys of its own"
         raise UserError(f"{'.'.join(path)} is {kind}, got null")
     elif value is None or known is None or (isinstance(known, str) and "${" in known):

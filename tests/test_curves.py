@@ -227,8 +227,8 @@ def test_curves_refuse(make, message):
 def test_a_change_of_batch_at_a_learning_rate_of_zero_can_be_told():
     found = schedule(Steps(2, every=5), PiecewiseLinear(values=[1, 0, 0, 1], epochs=[0, 4, 6, 10]))
     assert found(4990).lr == found(5000).lr == 0
-    assert rule(found(4990), found(5000), "none").startswith("batch x2, lr x1")
-    assert "lr xinf" in rule(found(4990), found(7000), "none")
+    assert rule(found(4990), found(5000), "none").startswith("batch x2, lr 0 -> 0: ")
+    assert ", lr 0 -> 0.25: " in rule(found(4990), found(7000), "none")
 
 
 # -- batches -------------------------------------------------------------------------------------------

@@ -180,8 +180,8 @@ def test_decisions_do_not_depend_on_the_number_of_ranks(world):
     def work(hardware):
         step, _ = built(hardware=hardware, group=8)
         schedule = closed_loop(
-            samples=SAMPLES, epochs=50, growth=NoiseScale(30.0), decay=Constant(), base_batch=16, base_lr=0.02,
-            scaling="none", shrink=True, noise_horizon=2000,
+            samples=SAMPLES, epochs=50, growth=NoiseScale(30.0), decay=Constant(), base_batch=16,
+            base_lr=0.02, scaling="none", shrink=True, noise_horizon=2000,
         )  # fmt: skip
         position, sizes = 0, []
         for _ in range(60):

@@ -173,7 +173,7 @@ class Schedule:
         decay as growth."""
         if self.twin == "lr":
             return min(self.frame.planned(self.base_batch), self.cap)
-        grown = decayed ** (-1 / self.noise_exponent) if decayed else math.inf
+        grown = decayed ** (-1 / self.noise_exponent) if decayed > 1e-150 else math.inf
         return min(self.frame.planned(batch * grown), self.cap)
 
     def _warmup(self, time: float, scaled: float) -> tuple[float, int]:

@@ -50,7 +50,7 @@ def rule(before: Setting, after: Setting, scaling: str, held: float = 1.0) -> st
     """The arithmetic of the learning rate at a change, in words. scaling: which rule it follows; held: factor
     of the learning rate by a momentum that is held."""
     grown, scaled = after.divisor / before.divisor, after.lr_growth / before.lr_growth
-    parts, change = [f"x{scaled:.6g} by {scaling}"], ""
+    parts, change = [f"x{scaled:.6g} by {scaling}"], f"lr {before.lr:.6g} -> {after.lr:.6g}: "
     if before.lr and after.lr:  # curves may begin or end at 0
         moved = after.lr / before.lr
         change = f"lr x{moved * held:.6g}: "
