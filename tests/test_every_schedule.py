@@ -7,6 +7,8 @@ from support import killed, outcome, resolved, run
 from test_train import kill_at_step
 
 from adabatch import config, plan, runs
+from adabatch.noise import Noise
+from adabatch.schedules import Observation
 
 # Digits: 300 samples of real 8x8 pictures; ghost groups of 8, so that a batch of 16 has two to measure.
 DIGITS = (
@@ -68,17 +70,26 @@ def test_it_trains_on_digits_and_resumes_on_a_change_of_batch(option, tmp_path):
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o not in ("replay", "goodput")])
-def test_it_stays_within_its_bounds_on_any_optimizer(option):
-    """max_batch, multiple and the budget hold for open loops, from the plan; Adam-type optimizers resolve."""
+def test_it_stays_within_its_bounds_under_any_measurement(option):
+    """max_batch, multiple and the budget hold at every step, also where a rule is told of wild noise, and
+    Adam-type optimizers resolve. Dampers plan beyond the cap, and the learning rate pays."""
     more = HELD_OUT if MORE.get(option, ())[:1] == HELD_OUT else ()
     tree = resolved(
         "dataset=digits", f"schedule={option}", "optimizer=adamw", "schedule.base_batch=32",
         "schedule.max_batch=200", "schedule.multiple=8", *more,
     )  # fmt: skip
     schedule = plan.schedule(tree, plan.samples_of(tree["dataset"]))
-    position = 0
-    while not schedule.needs and not schedule.done(position):
+    position, step, wild = 0, 0, (1e-3, 1e6, 3.0, 1e3)
+    while not schedule.done(position):
         setting = schedule(position)
         assert setting.divisor % 8 == 0 and 8 <= setting.divisor <= 200 and setting.lr >= 0
-        position += setting.batch_size
-    assert position in (0, schedule.budget)
+        size, trace = setting.batch_size, wild[step % 4]
+        noise = Noise(
+            size, 2, trace, 1.0, cosine=0.9 - step % 2, inner=trace, per_sample=1.0, diversity=trace
+        )
+        needs = schedule.measures(position, setting)
+        loss = 10.0 / (1 + step) if "loss" in needs else None
+        schedule.observe(Observation(position, setting, loss, noise if needs - {"loss"} else None))
+        schedule.evaluated(position, trace, None)
+        position, step = position + size, step + 1
+    assert position == schedule.budget
