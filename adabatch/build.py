@@ -166,12 +166,7 @@ def optimizer(node: dict, model):
 def measuring(schedule, flat, chosen, hardware, unit: int) -> Meter:
     """The meter for a closed-loop schedule. unit: samples in a ghost group."""
     wanted = schedule.measuring
-    group = wanted.group or cutting.default_group(unit, schedule.base_batch)
-    if group % unit:
-        raise UserError(
-            f"schedule.noise_group={group} is not a multiple of the ghost group of {unit} samples: take "
-            f"{max(1, group // unit) * unit}, or another model.ghost or model.norm"
-        )
+    group = cutting.noise_group(wanted.group, unit, schedule.base_batch)
     wanted.group = group  # the schedule must know which batches are a single group
     if schedule.needs & SINGLE:
         persample.load()
@@ -231,20 +226,9 @@ def build(config: dict, ledger=None) -> Parts:
     meter = measuring(planned, flat, chosen, hardware, unit) if steps else None
     held = optim.Held(chosen, plan.hold(config["schedule"]))
     step = Step(
-        model,
-        forward,
-        flat,
-        chosen,
-        loss,
-        stream,
-        hardware,
-        micro,
-        0,
-        config["clip_norm"],
-        ledger,
-        meter,
-        held,
-    )
+        model, forward, flat, chosen, loss, stream, hardware, micro, micro_batch=0,
+        clip_norm=config["clip_norm"], ledger=ledger, meter=meter, held=held,
+    )  # fmt: skip
     shadows = shadowing(config, planned, step, len(parts.train))
     average = ema.Average(flat, config["ema"]) if config["ema"] else None
     return Parts(hardware, parts, prepare, planned, step, average, plain, shadows)

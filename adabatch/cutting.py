@@ -1,6 +1,8 @@
 """How a global batch is cut: whole ghost groups, never within one. Arithmetic alone, so that a plan needs no
 torch."""
 
+from adabatch.errors import UserError
+
 
 def groups_in(count: int, unit: int) -> int:
     """Ghost groups of `unit` samples in a batch of `count`: a remainder below half a group joins the last."""
@@ -35,7 +37,13 @@ def whole_groups(micro_batch: int, unit: int) -> int:
     return max(1, micro_batch // unit) * unit
 
 
-def default_group(unit: int, base_batch: int) -> int:
-    """Samples in a noise group where `schedule.noise_group` is null: half of base_batch in whole ghost groups
-    of `unit`, one at least."""
-    return max(unit, base_batch // 2 // unit * unit, 1)
+def noise_group(wanted: int | None, unit: int, base_batch: int) -> int:
+    """Samples in a noise group: `schedule.noise_group`, or where that is null half of base_batch in whole
+    ghost groups of `unit`, one at least. UserError: it would cut a ghost group."""
+    group = wanted or max(unit, base_batch // 2 // unit * unit, 1)
+    if group % unit:
+        raise UserError(
+            f"schedule.noise_group={group} is not a multiple of the ghost group of {unit} samples: take "
+            f"{whole_groups(group, unit)}, or another model.ghost or model.norm"
+        )
+    return group

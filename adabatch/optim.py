@@ -9,7 +9,7 @@ lines. It is the reference in tests/test_optim.py, bit for bit. Any other optimi
 import torch
 from torch import nn
 
-from adabatch.errors import UserError, suggest
+from adabatch.errors import UserError
 
 
 class SGD:
@@ -66,9 +66,6 @@ def decayed(model: nn.Module, norm_and_bias: bool) -> list[list[tuple[str, nn.Pa
     return [[(n, p) for n, p in named if p.dim() > 1], [(n, p) for n, p in named if p.dim() <= 1]]
 
 
-HOLDS = ("momentum", "weight_decay")
-
-
 class Held:
     """Horizons that are kept constant in samples while the batch grows from B0 to k B0 (off unless asked
     for).
@@ -81,12 +78,6 @@ class Held:
     """
 
     def __init__(self, optimizer, hold):
-        unknown = sorted(set(hold) - set(HOLDS))
-        if unknown:
-            raise UserError(
-                f"schedule.hold lists some of {', '.join(HOLDS)}, got {', '.join(map(str, unknown))}."
-                f"{suggest(str(unknown[0]), HOLDS)}"
-            )
         self.optimizer, self.hold = optimizer, frozenset(hold)
         names = ("momentum", "betas", "weight_decay")
         self.base = [{n: g[n] for n in names if n in g} for g in optimizer.param_groups]

@@ -1,12 +1,13 @@
 """A run's schedule from its configuration, without torch: before a run, beside it, or instead of it."""
 
 from adabatch import runs, throughput
-from adabatch.errors import UserError
+from adabatch.errors import UserError, suggest
 from adabatch.schedules.closed import Controller
 from adabatch.schedules.core import Schedule
 from adabatch.schedules.foreign import rehearse
 from adabatch.targets import make
 
+HOLDS = ("momentum", "weight_decay")
 ADAM_TYPE = (
     "adam",
     "adan",
@@ -69,10 +70,19 @@ def schedule(config: dict, samples: int) -> Schedule:
 
 
 def hold(node: dict) -> tuple:
-    """The horizons that a run holds; those of a replay are the recorded run's."""
-    if node.get("run"):
-        return tuple((runs.Run(node["run"]).config or {}).get("schedule", {}).get("hold") or ())
-    return tuple(node.get("hold") or ())
+    """The horizons that a run holds (`optim.Held`); those of a replay are the recorded run's. UserError:
+    there is no such horizon, or a replay was asked for others."""
+    asked = node.get("hold") or ()
+    if not isinstance(asked, (list, tuple)) or not set(asked) <= set(HOLDS):
+        wrong = asked if isinstance(asked, str) else next((h for h in asked if h not in HOLDS), asked)
+        words = f"schedule.hold lists some of {', '.join(HOLDS)}, got {asked!r}"
+        raise UserError(f"{words}.{suggest(str(wrong), HOLDS)}")
+    if not node.get("run"):
+        return tuple(asked)
+    recorded = (runs.Run(node["run"]).config or {}).get("schedule", {}).get("hold") or ()
+    if asked and set(asked) != set(recorded):
+        raise UserError(f"a replay holds what the recorded run held, {list(recorded)}, got {list(asked)}")
+    return tuple(recorded)
 
 
 def shadows(config: dict, samples: int) -> dict[str, Schedule]:

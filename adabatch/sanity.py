@@ -1,11 +1,10 @@
 """Values that no run can have, refused before torch is imported and before a folder is made."""
 
-from adabatch import plan
+from adabatch import cutting, plan
 from adabatch.errors import UserError, suggest
 
 GROUPS = ("model", "dataset", "schedule", "hardware", "optimizer")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
-HOLDS = ("momentum", "weight_decay")
 NORMS = ("ghost", "batch", "group", "layer", "none")
 
 
@@ -62,17 +61,10 @@ def sane(config: dict) -> None:
 
 def measuring(values: Values, node: dict) -> None:
     """What a schedule's node asks of the network and the optimizer, as far as their names tell."""
-    hold = node.get("hold") or []
-    if not isinstance(hold, list) or not set(hold) <= set(HOLDS):
-        wrong = next((h for h in hold if h not in HOLDS), hold) if isinstance(hold, list) else hold
-        words = f"schedule.hold lists some of {', '.join(HOLDS)}, got {hold!r}"
-        raise UserError(f"{words}.{suggest(str(wrong), HOLDS)}")
+    plan.hold(node)
     group, ghost = node.get("noise_group"), values.at("model.ghost")
-    if group and ghost and values.at("model.norm") == "ghost" and group % ghost:
-        raise UserError(
-            f"schedule.noise_group={group} is not a multiple of the ghost group of {ghost} samples: take "
-            f"{max(1, group // ghost) * ghost}, or another model.ghost or model.norm"
-        )
+    if group and ghost and values.at("model.norm") == "ghost":
+        cutting.noise_group(group, ghost, 0)
     target = values.at("optimizer._target_")
     if node.get("preconditioned") and plan.noise_exponent(target) == 1:
         raise UserError(

@@ -7,7 +7,7 @@ import torch
 from support import SMALL, killed, outcome, run
 from test_train import kill_at_step
 
-from adabatch import optim, runs
+from adabatch import optim, plan, runs
 from adabatch.errors import UserError
 from adabatch.schedules.setting import Setting
 
@@ -100,7 +100,7 @@ def test_a_twin_holds_the_weight_decay_of_what_it_is(twin):
 
 def test_refusals():
     with pytest.raises(UserError, match="Did you mean 'momentum'"):
-        optim.Held(sgd(), ["momentun"])
+        plan.hold({"hold": ["momentun"]})
     with pytest.raises(UserError, match="does not have"):
         optim.Held(sgd(momentum=0.0), ["momentum"])
 

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from adabatch.hardware import Hardware
 from adabatch.planning import power, table
 from adabatch.planning.command import command, plan_all
 from adabatch.planning.phases import curve, phases, totals
-from adabatch.planning.warnings import validation
 from adabatch.schedules import Constant, Schedule, Steps, walk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -300,13 +298,6 @@ CASES = [
 def test_warnings_where_they_hold_and_not_beside(capsys, said, positive, negative):
     assert [w for w in planned(capsys, *positive)["warnings"] if said in w]
     assert not [w for w in planned(capsys, *negative)["warnings"] if said in w]
-
-
-def test_a_rule_that_reads_validation_needs_some():
-    reads, blind = (types.SimpleNamespace(needs=frozenset(n)) for n in (["validation"], ["trace"]))
-    none, some = ({"dataset": {"validation": n}} for n in (0, 200))
-    assert "set dataset.validation" in validation(none, reads)[0]
-    assert validation(some, reads) == validation(none, blind) == []
 
 
 def test_the_power_of_an_evaluation_set():

@@ -178,5 +178,9 @@ def test_a_row_that_is_missing_is_noticed(tmp_path):
 def test_what_cannot_be_replayed_is_refused(tmp_path):
     with pytest.raises(UserError, match="schedule.run=outputs/NAME"):
         resolved(*SMALL, "schedule=replay")
+    run(tmp_path / "run", *SMALL, "epochs=1", "schedule=fixed")
+    with pytest.raises(UserError, match="holds what the recorded run held"):
+        given = f"schedule.run='{tmp_path / 'run'}'"
+        resolved(*SMALL, "epochs=1", "schedule=replay", given, "+schedule.hold=[momentum]")
     with pytest.raises(UserError, match="no finished run"):
         resolved(*SMALL, "schedule=replay", f"schedule.run='{tmp_path}'")

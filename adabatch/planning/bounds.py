@@ -33,7 +33,7 @@ def measuring(schedule, unit: int | None) -> dict:
     rule = growth.rule if isinstance(growth, Controller) else None
     group = loop.group if loop else None
     if group is None and unit is not None:
-        group = cutting.default_group(unit, schedule.base_batch)
+        group = cutting.noise_group(None, unit, schedule.base_batch)
     found = {
         "rule": type(rule or growth).__name__,
         "needs": {name: NEEDS.get(name, "") for name in [*NEEDS, *schedule.needs] if name in schedule.needs},

@@ -92,6 +92,7 @@ def planned(config: dict, overrides=(), notes=()) -> Plan:
     """From the checked configuration. UserError: what no run can have."""
     samples = samples_of(config["dataset"])
     schedule = plan.schedule(config, samples)
+    plan.refuse_blind(schedule, config["dataset"].get("validation"))  # a schedule of the user's own too
     found = phases(schedule)
     if not found:
         epochs, stretch = config["epochs"], schedule.stretch

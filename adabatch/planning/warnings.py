@@ -17,7 +17,7 @@ def warnings(config: dict, schedule, found: list[Phase], curve: list) -> list[st
     told.append(few_updates(schedule, found))
     if not closed:
         told.append(above_the_rule(config, schedule, curve))
-    told += [evaluation(config["dataset"]), *validation(config, schedule), *never(schedule)]
+    told += [evaluation(config["dataset"]), *never(schedule)]
     return [sentence for sentence in told if sentence]
 
 
@@ -94,16 +94,10 @@ def evaluation(dataset: dict) -> str | None:
     return None
 
 
-def validation(config: dict, schedule) -> list[str]:
-    if "validation" not in schedule.needs or config["dataset"].get("validation"):
-        return []
-    return ["this schedule reads the validation loss and there is none: set dataset.validation"]
-
-
 def never(schedule) -> list[str]:
     """Settings of a closed loop that leave it nothing to decide."""
     told, loop = [], getattr(schedule, "measuring", None)
-    if not schedule.needs:
+    if not (schedule.needs or schedule.growth.closed):
         return told
     dwell = getattr(schedule.growth, "dwell", 0)
     if dwell >= schedule.budget:

@@ -181,9 +181,7 @@ class Schedule:
         if not self.warmup_epochs:
             return 1.0, 0
         epoch = time / self.samples
-        if (
-            self.per_epoch
-        ):  # NVlabs moves it once per epoch and reaches the target at 0-based epoch warmup - 1
+        if self.per_epoch:  # NVlabs: once per epoch, and at the target in 0-based epoch warmup - 1
             last = max(1, math.ceil(self.warmup_epochs) - 1)
             risen = min(1.0, math.floor(epoch) / last)
         else:
