@@ -7,6 +7,9 @@ import os
 import sys
 import traceback
 
+from adabatch import places
+from adabatch.errors import UserError
+
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 results: list[int] = []  # exit codes of the jobs that ran in this process
 
@@ -28,17 +31,18 @@ def task(tree):
     folder = os.path.relpath(hydra.runtime.output_dir)
     overrides = config.typed_lines(hydra)
     if hydra.mode != RunMode.MULTIRUN:
-        places = [
+        named = [
             line for line in hydra.overrides.hydra if line.startswith(("hydra.run.dir", "hydra.sweep.dir"))
         ]
         if own := _option(sys.argv[1:], "--config-dir", "-cd"):
-            places += ["--config-dir", own]
-        summary, code = jobs.run_job(good.config, folder, overrides, good.notes, places=places)
+            named += ["--config-dir", own]
+        summary, code = jobs.run_job(good.config, folder, overrides, good.notes, places=named)
         results.append(code)
         return summary
     if hydra.launcher._target_.endswith(".BasicLauncher"):
         from adabatch import sweep
 
+        _alone()  # a YAML may say hydra.mode=MULTIRUN
         jobs.terminal()
         return sweep.run_isolated(good.config, folder, overrides, good.notes)["summary"]
     summary, code = jobs.run_job(good.config, folder, overrides, good.notes)
@@ -67,6 +71,8 @@ def command(arguments: list[str]) -> int:
     results.clear()
     arguments = config.lenient(arguments)
     try:
+        if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+            _alone()
         code = _hydra(arguments)
     except KeyboardInterrupt:
         _jobs_so_far()
@@ -85,6 +91,16 @@ def command(arguments: list[str]) -> int:
         traceback.print_exc()
         return 1
     return max([code, _jobs_so_far(), *results])
+
+
+def _alone() -> None:
+    """UserError where several processes were started on a multirun: each of them would run every job."""
+    place = places.detect()
+    if place.world > 1:
+        raise UserError(
+            f"a multirun is one process that starts its jobs, got {place.world} (started by {place.kind}). "
+            "Leave that out and take hardware.processes=N, or start each run by itself without -m"
+        )
 
 
 def _hydra(arguments: list[str]) -> int:
@@ -135,7 +151,11 @@ def _option(arguments: list[str], *names: str) -> str | None:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"adabatch: {message}", file=sys.stderr)
+    silent = False
+    with contextlib.suppress(UserError):
+        silent = places.detect().local > 0  # a mistake that all processes make is told once for each machine
+    if not silent:
+        print(f"adabatch: {message}", file=sys.stderr)
     return code
 
 

@@ -3,12 +3,11 @@
 import functools
 import inspect
 import logging
-import math
 from dataclasses import dataclass
 
 import torch
 
-from adabatch import checkpoint, cutting, draws, ema, layers, optim, persample, plan
+from adabatch import checkpoint, cutting, draws, ema, layers, optim, persample, plan, witness
 from adabatch.data.augment import Augment, Prepare
 from adabatch.data.samples import Samples, TensorSamples, as_samples
 from adabatch.data.split import split_train
@@ -163,7 +162,7 @@ def optimizer(node: dict, model):
     return flat, make(node, "optimizer", params=params, lr=0.0)
 
 
-def measuring(schedule, flat, chosen, hardware, unit: int) -> Meter:
+def measuring(schedule, flat, chosen, unit: int) -> Meter:
     """The meter for a closed-loop schedule. unit: samples in a ghost group."""
     wanted = schedule.measuring
     group = cutting.noise_group(wanted.group, unit, schedule.base_batch)
@@ -171,14 +170,14 @@ def measuring(schedule, flat, chosen, hardware, unit: int) -> Meter:
     if schedule.needs & SINGLE:
         persample.load()
     metric = optim.preconditioner(chosen, flat) if wanted.preconditioned else None
-    return Meter(flat, hardware, group, unit, wanted.differenced, metric, schedule.samples)
+    return Meter(flat, group, unit, wanted.differenced, metric, schedule.samples)
 
 
 def shadowing(config: dict, driver, step: Step, samples: int) -> Shadows:
     """The schedules that look on, with meters for those that measure."""
 
     def meter(schedule):
-        return measuring(schedule, step.flat, step.optimizer, step.hardware, step.unit)
+        return measuring(schedule, step.flat, step.optimizer, step.unit)
 
     def shared(schedule) -> bool:
         ours, theirs = step.meter, schedule.measuring
@@ -204,10 +203,11 @@ class Parts:
     shadows: Shadows
 
 
-def build(config: dict, ledger=None) -> Parts:
-    """From the resolved configuration. Errors of data come before the network is built."""
+def build(config: dict, ledger=None, meeting=None) -> Parts:
+    """From the resolved configuration. Errors of data come before the network is built. meeting: of several
+    ranks (`meeting.py`)."""
     hardware = make(config["hardware"], "hardware")
-    hardware.set_up()
+    hardware.set_up(meeting)
     parts = data(config["dataset"])
     planned = plan.schedule(config, len(parts.train))
     plan.refuse_blind(planned, config["dataset"].get("validation"))
@@ -223,39 +223,14 @@ def build(config: dict, ledger=None) -> Parts:
     forward = torch.compile(model, dynamic=False) if hardware.compile else model
     stream = Stream(parts.train, prepare, config["seed"], hardware.device)
     unit, steps = layers.ghost_size(model), planned.needs - {"validation"}
-    meter = measuring(planned, flat, chosen, hardware, unit) if steps else None
+    meter = measuring(planned, flat, chosen, unit) if steps else None
     held = optim.Held(chosen, plan.hold(config["schedule"]))
     step = Step(
         model, forward, flat, chosen, loss, stream, hardware, micro, micro_batch=0,
         clip_norm=config["clip_norm"], ledger=ledger, meter=meter, held=held,
     )  # fmt: skip
+    if config.get("rehearsal"):
+        witness.attend(config, step, parts)
     shadows = shadowing(config, planned, step, len(parts.train))
     average = ema.Average(flat, config["ema"]) if config["ema"] else None
     return Parts(hardware, parts, prepare, planned, step, average, plain, shadows)
-
-
-def choose_micro_batch(parts: Parts) -> int:
-    """`hardware.micro_batch`, or the largest power of two of ghost groups whose activations fit the memory
-    budget."""
-    wanted, unit = parts.hardware.micro_batch, parts.step.unit
-    if wanted != "auto":
-        return whole_groups(wanted, unit)
-    samples = min(max(unit, 4), parts.schedule.samples)
-    per_sample = parts.step.activation_bytes(samples) / samples
-    fits = parts.hardware.activation_budget() / max(per_sample, 1) / unit
-    return unit * 2 ** max(0, math.floor(math.log2(max(fits, 1))))
-
-
-def evaluation_chunk(micro_batch: int) -> int:
-    """Samples in one forward pass of an evaluation, which keeps no activations: more than in training, but
-    tied to it, so that a micro-batch chosen for little memory is heeded here too."""
-    return min(4 * micro_batch, max(micro_batch, 256))
-
-
-def whole_groups(micro_batch: int, unit: int) -> int:
-    """A forward pass holds whole ghost groups of `unit` samples, one at the least: what that makes of a
-    wish."""
-    rounded = cutting.whole_groups(micro_batch, unit)
-    if rounded != micro_batch:
-        log.info("hardware.micro_batch=%d becomes %d, whole ghost groups of %d", micro_batch, rounded, unit)
-    return rounded

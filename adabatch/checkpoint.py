@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -104,6 +105,17 @@ def load(path: Path) -> dict:
             f"{path} has checkpoint format {found}, this adabatch reads up to {FORMAT}: use a newer adabatch"
         )
     return state
+
+
+def to_bytes(state: dict) -> bytes:
+    """A loaded state for another process of the same run."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def from_bytes(data: bytes) -> dict:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def fit(model, weights: dict, what: str) -> None:

@@ -37,7 +37,7 @@ def describe(config: dict) -> dict:
         "platform": platform.platform(),
         "host": platform.node(),
         "cpu": cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
         "commit": commit(Path.cwd()),
         "argv": sys.argv,
@@ -59,6 +59,11 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def cpu() -> str:

@@ -1,6 +1,18 @@
 """The errors that the command line knows how to report, and the suggestions that go with them."""
 
 import difflib
+import sys
+
+# What torch, CUDA and its libraries say, as a RuntimeError, when an allocation fails (in lower case).
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "failed to allocate",
+    "_alloc_failed",  # CUBLAS_STATUS_, CUDNN_STATUS_, CUSPARSE_STATUS_, CUFFT
+    "_allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_
+)
 
 
 class UserError(ValueError):
@@ -17,8 +29,31 @@ class Interrupted(RuntimeError):
     """The run was told to stop and has saved its state; the message is the reason. Exit code 130."""
 
 
+class RankLost(RuntimeError):
+    """Another process of this run has died or failed; the message names it, and `rank` where it is known.
+    Exit code 1."""
+
+    def __init__(self, message: str = "", rank: int | None = None):
+        super().__init__(message)
+        self.rank = rank
+
+
 class Lost(RuntimeError):
     """Another process took the folder over; nothing may be written into it any more."""
+
+
+class OutOfMemory(MemoryError):
+    """The memory does not suffice, and no smaller micro-batch is left; the message is all that needs saying.
+    Exit code 1."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the CPU or a GPU. Our own errors may quote one, and are none."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError))):
+        return True
+    ours = type(error).__module__ == __name__
+    return isinstance(error, RuntimeError) and not ours and any(w in str(error).lower() for w in NO_MEMORY)
 
 
 def suggest(word: str, known) -> str:

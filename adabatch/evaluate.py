@@ -8,7 +8,9 @@ from pathlib import Path
 from adabatch import runs, targets
 from adabatch.errors import UserError
 
-TRUSTED = tuple(f"adabatch.{part}." for part in ("models", "data", "schedules", "optim", "hardware", "step"))
+TRUSTED = tuple(
+    f"adabatch.{part}." for part in ("models", "data", "schedules", "optim", "hardware", "losses")
+)
 TRUSTED += ("torch.nn.", "torch.optim.")
 
 
@@ -65,8 +67,8 @@ def checked(folder: str, trust: bool) -> dict:
 
 def evaluate(folder, config: dict, split: str = "test", weights=None) -> dict:
     """{"run", "weights", "split", "samples", "loss", "error"} of one run; imports torch."""
-    from adabatch import checkpoint
-    from adabatch.build import build, choose_micro_batch, evaluation_chunk
+    from adabatch import checkpoint, evaluation, memory
+    from adabatch.build import build
 
     source = Path(weights or folder)
     kept = checkpoint.weights_of(source, ("best.pt", *checkpoint.LAST))
@@ -76,8 +78,9 @@ def evaluate(folder, config: dict, split: str = "test", weights=None) -> dict:
     samples = parts.data.test if split == "test" else parts.data.validation
     if samples is None:
         raise UserError(f"{folder} was trained without dataset.validation: --split test")
-    loss, error = parts.step.evaluate(
-        samples, parts.prepare, parts.loss, evaluation_chunk(choose_micro_batch(parts))
+    chunk = evaluation.chunk_of(memory.choose(parts.step, parts.schedule, config, parts.data.classes))
+    loss, error = evaluation.evaluate(
+        parts.step.model, parts.hardware, samples, parts.prepare, parts.loss, chunk
     )
     for each in (parts.data.train, parts.data.test):
         each.close()

@@ -74,3 +74,16 @@ class Flat:
             vector.grad = self.grads[start:stop]
             out.append(vector)
         return out
+
+    def buckets(self, size: int) -> list[tuple[int, int, list]]:
+        """(start, stop, parameters) of pieces of `grads` of about `size` bytes that cover it once, the last
+        parameter's first: the order in which a backward pass completes them."""
+        found, stop, members = [], len(self.grads), []
+        start = stop
+        for p in reversed(self.members):
+            start -= self._room(p)
+            members.append(p)
+            if (stop - start) * self.grads.element_size() >= size:
+                found.append((start, stop, members))
+                stop, members = start, []
+        return found + ([(start, stop, members)] if members else [])

@@ -1,4 +1,4 @@
-"""Device, precision, threads, and how a global batch is cut: the only file for torch.distributed."""
+"""Device, precision, threads, ranks, and this process's share of a global batch."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ import torch
 
 from adabatch import cutting
 from adabatch.errors import UserError, suggest
+from adabatch.ranks import Alone, Ranks
 
 PRECISIONS = ("fp32", "bf16", "tf32", "fp64")
 ACTIVATIONS = {"cpu": 1 << 30, "cuda": 0.4}  # micro_batch=auto: bytes, or a share of the device's memory
@@ -17,7 +18,9 @@ class Hardware:
 
     device: auto, cpu, cuda or cuda:N. precision: fp32, bf16 (autocast; weights stay fp32), tf32 (GPU), fp64.
     memory_format: auto, contiguous, channels_last. threads: per process; None = one per core.
-    micro_batch: samples in one forward pass, or auto (the most whose activations fit a fixed memory budget).
+    micro_batch: samples in one forward pass, or auto: prefer=largest that fits, or the fastest. reduction:
+    fast, or ordered (`summing.py`). processes: on this machine, null = one, or what torchrun or srun started
+    (`spawn.py`). join_timeout: seconds that ranks wait for each other at the start.
     """
 
     def __init__(
@@ -29,6 +32,10 @@ class Hardware:
         deterministic: bool = False,
         threads: int | None = None,
         micro_batch: int | str = "auto",
+        prefer: str = "largest",
+        reduction: str = "fast",
+        processes: int | None = None,
+        join_timeout: float = 300.0,
     ):
         if precision not in PRECISIONS:
             raise UserError(
@@ -54,7 +61,7 @@ class Hardware:
         self.memory_format = torch.contiguous_format if memory_format == "contiguous" else torch.channels_last
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.threads, self.micro_batch = threads or cores, micro_batch
-        self.rank, self.world = 0, 1
+        self.prefer, self.ordered, self.ranks = prefer, reduction == "ordered", Alone()
 
     @staticmethod
     def _device(name: str) -> torch.device:
@@ -81,8 +88,16 @@ class Hardware:
             )
         return device
 
-    def set_up(self) -> None:
-        """Set the process-wide switches of torch. Called once, before the network is built."""
+    def set_up(self, meeting=None) -> None:
+        """Set the process-wide switches of torch, and join the other ranks. Called once, before the network
+        is built."""
+        if meeting:
+            if self.device.type == "cuda" and self.device.index is None:
+                local = meeting.place.local % torch.cuda.device_count()  # a job sees its own GPUs only
+                self.device = torch.device("cuda", local)
+            self.ranks = Ranks(meeting, self.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         torch.set_num_threads(self.threads)
         tf32 = self.precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
@@ -104,13 +119,14 @@ class Hardware:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def rows(self, batch_size: int, unit: int) -> slice:
-        """This rank's rows of a global batch, cut at borders of ghost groups of `unit` samples."""
-        return cutting.rows(batch_size, unit, self.rank, self.world)
+    def parts(self, batch: int, unit: int, micro_batch: int, group=None) -> cutting.Parts:
+        """This rank's share of a batch, see `cutting.parts`."""
+        ranks = self.ranks
+        return cutting.parts(batch, unit, micro_batch, ranks.rank, ranks.world, group, self.ordered)
 
-    def micro_batches(self, rows: slice, batch_size: int, unit: int, micro_batch: int) -> list[slice]:
-        """The forward passes over `rows`: whole groups, as many as fit in `micro_batch`."""
-        return cutting.passes(rows, batch_size, unit, micro_batch)
+    def share(self, batch: int, unit: int, micro_batch: int, group=None) -> tuple[int, int]:
+        """(the most forward passes of a rank, samples in the largest of any)."""
+        return cutting.share(batch, unit, micro_batch, self.ranks.world, group, self.ordered)
 
     def activation_budget(self) -> float:
         """Bytes that the activations of one micro-batch may take: a constant of the device, not of the
@@ -119,8 +135,20 @@ class Hardware:
             return ACTIVATIONS["cpu"]
         return ACTIVATIONS["cuda"] * torch.cuda.get_device_properties(self.device).total_memory
 
-    def all_reduce(self, *tensors) -> None:
-        """Sum over the ranks, in place. One process: nothing to add."""
+    def generator_state(self) -> list:
+        """State of torch's generators, on the CPU and on the device."""
+        found = [torch.get_rng_state()]
+        return found + ([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])
+
+    def restore_generator(self, state: list) -> None:
+        torch.set_rng_state(state[0])
+        for own in state[1:]:
+            torch.cuda.set_rng_state(own, self.device)
+
+    def empty_cache(self) -> None:
+        """Give back what torch's allocator keeps for itself."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -8,53 +8,23 @@ process of its own. `run` is the same from Python. No torch is imported before a
 import contextlib
 import importlib
 import logging
-import os
+import pickle
 import shlex
-import signal
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
 
-from adabatch import runs
+from adabatch import runs, spawn
 from adabatch.environment import calm_threads, describe
-from adabatch.errors import Diverged, Lost, UserError
-from adabatch.outcome import figures, full, next_steps, outcome
-from adabatch.owner import Owner
+from adabatch.errors import Interrupted, Lost, RankLost, UserError
+from adabatch.logs import logged, terminal
+from adabatch.outcome import ended, figures, full, next_steps, outcome, traced
+from adabatch.owner import Owner, in_use
+from adabatch.places import agree, detect
+from adabatch.signals import Stop, die_with_parent
 
 log = logging.getLogger("adabatch")
-
-
-class Stop:
-    """Turns the first SIGINT or SIGTERM into a reason to stop at the next step; a second SIGINT interrupts at
-    once.
-
-    Works as a context. Outside the main thread Python delivers no signals, and nothing is installed.
-    """
-
-    def __init__(self):
-        self.reason = None
-        self._before = {}
-
-    def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread() and not self._before:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._noted)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _noted(self, number, _frame) -> None:
-        if self.reason and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.reason = signal.Signals(number).name
-        # Not through logging: the signal may have come while a handler held its lock.
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{self.reason}: saving at the next step (Ctrl-C again stops without)\n".encode())
 
 
 def run_job(
@@ -64,30 +34,69 @@ def run_job(
 
     config: resolved and checked. notes: lines for the log. reraise: errors are raised after they were
     recorded. places: Hydra's own overrides that name folders, as they belong to the command that resumes.
+    A rank above 0 has no summary.
     """
-    folder = Path(folder)
+    folder, overrides = Path(folder), list(overrides)
     command = shlex.join(["adabatch", *overrides, *places])
+    place = None
     terminal()
     try:
-        with stop or Stop() as stop:
-            if (summary := _finished(config, folder)) is not None:
-                return summary, 0
-            try:
-                owner = _claim(config, folder)
-            except OSError as error:
-                if full(error, folder):
-                    raise UserError(f"disk full: {folder} cannot be made. Free some space.") from error
-                raise UserError(
-                    f"{folder} cannot be written ({error.strerror}): name another hydra.run.dir"
-                ) from error
-            with _logged(folder):
-                summary, code = _owned(config, folder, list(overrides), notes, stop, owner, command, reraise)
-        return summary, code
-    except UserError as error:
+        place = detect()
+        agree(place, config.get("hardware"))
+        with stop or Stop(quiet=place.rank > 0) as stop:
+            if place.rank:
+                code, error = spawn.follow(config, folder, place, stop)
+                if error is not None and (reraise or not isinstance(error, (Exception, KeyboardInterrupt))):
+                    raise error
+                return None, code
+            with spawn.Lead(place, config, stop) as lead:
+                if (summary := _finished(config, folder)) is not None:
+                    lead.say("done")
+                    return summary, 0
+                job = (config, str(folder), overrides, tuple(notes))
+                if place.world == 1 and spawn.asked(config) > 1:
+                    return _supervised(job, folder, stop, places, command, reraise)
+                owner = _writable(config, folder)
+                with logged(folder):
+                    return _owned(job, folder, stop, owner, command, reraise, lead)
+    except (UserError, RankLost, Interrupted) as error:  # before the folder was claimed
         if reraise:
             raise
-        log.error(str(error))
-        return None, 2
+        stopped = isinstance(error, Interrupted)
+        if place is None or place.local == 0:  # once for each machine
+            log.error(f"stopped ({error}) before all processes had come" if stopped else str(error))
+        return None, 130 if stopped else 2 if isinstance(error, UserError) else 1
+
+
+def _supervised(job: tuple, folder: Path, stop: Stop, places, command: str, reraise: bool):
+    """The run in processes of this process's own; what can be refused without them is refused here."""
+    config = job[0]
+    if folder.is_dir():
+        if why := in_use(folder):
+            raise UserError(f"{folder} is in use: {why}")
+        if not config.get("restart"):
+            _same_run(config, runs.Run(folder))
+    code, words = spawn.supervise(job, spawn.asked(config), stop, places, command)
+    if words:
+        with logged(folder):
+            log.error(words)
+    run = runs.Run(folder) if folder.is_dir() else None
+    if code and reraise:
+        raise ended((run and run.status) or {}, code)
+    return (run.summary if code == 0 else None), code
+
+
+def child() -> None:
+    """The whole life of a process that `spawn.fresh` started: its job comes through stdin from its parent."""
+    with Stop() as stop:
+        payload = pickle.load(sys.stdin.buffer)
+        sys.argv = payload["argv"]
+        die_with_parent(payload["parent"])
+        try:
+            code = run_job(*payload["job"], stop=stop, places=payload["named"])[1]
+        except KeyboardInterrupt:  # before it had begun
+            code = 130
+    sys.exit(code)
 
 
 def _finished(config: dict, folder: Path) -> dict | None:
@@ -138,6 +147,18 @@ def _claim(config: dict, folder: Path) -> Owner:
     return Owner.claim(folder)
 
 
+def _writable(config: dict, folder: Path) -> Owner:
+    """`_claim`; a UserError where the folder cannot be written."""
+    try:
+        return _claim(config, folder)
+    except OSError as error:
+        if full(error, folder):
+            raise UserError(f"disk full: {folder} cannot be made. Free some space.") from error
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): name another hydra.run.dir"
+        ) from error
+
+
 def _same_run(config: dict, run: runs.Run) -> None:
     """UserError where hydra.run.dir names the folder of another run."""
     before = run.identity
@@ -150,7 +171,7 @@ def _same_run(config: dict, run: runs.Run) -> None:
         )
 
 
-def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
+def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, reraise: bool, lead):
     """The run itself, every end of it recorded in status.json."""
 
     def told() -> str | None:
@@ -158,43 +179,46 @@ def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
             raise Lost(f"{folder} was taken over by another process: stopping without saving")
         return stop.reason
 
+    config, _, overrides, notes = job
     began = time.monotonic()
     summary, error = None, None
     try:
         for note in notes:
             log.info(note)
-        runs.write_yaml(folder / "config.yaml", {"format": runs.FORMAT, **config})
-        label = {"identity": runs.identity(config, runs.contents(config)), "overrides": overrides}
-        kept = {"format": runs.FORMAT, **label, "family": runs.family(config)}
-        runs.write_yaml(folder / "overrides.yaml", kept)
+        label = _labelled(config, folder, overrides)
         calm_threads()
         train = importlib.import_module("adabatch.train").train  # imports torch
         runs.write_json(folder / "environment.json", {"format": runs.FORMAT, **describe(config)})
+        if text := spawn.crowded(config, lead.place.local_world):
+            log.warning(text)
         done = runs.Run(folder).summary  # written, but killed before the state was: nothing to train
-        summary = {"format": runs.FORMAT, **(done or train(config, folder, told)), **label}
+        lead.say("done" if done else "go", lambda text: _abandoned(RankLost(text), folder, command, owner))
+        summary = {
+            "format": runs.FORMAT,
+            **(done or train(config, folder, told, **lead.arguments())),
+            **label,
+        }
         runs.write_json(folder / "summary.json", summary)
         state, code, message = "finished", 0, None
     except BaseException as caught:
-        error = caught
-        state, code, message = outcome(caught, folder, command)
+        error = lead.explain(caught, stop)
+        state, code, message = outcome(error, folder, command)
         if state is None:  # not ours to record
             owner.release()
             log.error(message)
-            if reraise or not isinstance(caught, Exception):
+            lead.end(error, code)
+            if reraise or not isinstance(error, Exception):
                 raise
             return None, code
-        if (
-            code == 1
-            and isinstance(caught, Exception)
-            and not isinstance(caught, Diverged)
-            and not full(caught, folder)
-        ):
-            log.error("".join(traceback.format_exception(caught)).rstrip())
+        if traced(error, code, folder):
+            log.error("".join(traceback.format_exception(error)).rstrip())
         (log.warning if code == 130 else log.error)(message)
     try:
         owner.finish(state, message)
     except OSError as trouble:
         log.error(f"status.json could not be written: {trouble}")
+    lead.end(error, code)
+    stop.over = False  # a report may be interrupted
     _report(folder)
     if error is None:
         if (config.get("checkpoint") or {}).get("keep") == "none":
@@ -208,6 +232,27 @@ def _owned(config, folder, overrides, notes, stop, owner, command, reraise):
     return summary, code
 
 
+def _labelled(config: dict, folder: Path, overrides: list) -> dict:
+    """Writes what was asked for; what of it the summary repeats."""
+    runs.write_yaml(folder / "config.yaml", {"format": runs.FORMAT, **config})
+    label = {"identity": runs.identity(config, runs.contents(config)), "overrides": overrides}
+    runs.write_yaml(
+        folder / "overrides.yaml", {"format": runs.FORMAT, **label, "family": runs.family(config)}
+    )
+    return label
+
+
+def _abandoned(error: RankLost, folder: Path, command: str, owner: Owner) -> None:
+    """The last words of a process whose main thread waits in vain for another rank: it is ended after."""
+    state, _, message = outcome(error, folder, command)
+    log.error(message)
+    with contextlib.suppress(Exception):
+        owner.finish(state, message)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
 def _report(folder: Path) -> None:
     """curves.png and report.html. A report that cannot be drawn is a warning: the run itself is fine."""
     try:
@@ -216,46 +261,11 @@ def _report(folder: Path) -> None:
         log.warning(f"no report: {type(error).__name__}: {error}")
 
 
-class _File(logging.FileHandler):
-    """log.txt; a full disk must not put a second error over the first."""
-
-    def handleError(self, record) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def _logged(folder: Path):
-    try:
-        handler = _File(folder / "log.txt", encoding="utf-8")
-    except OSError:
-        handler = logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        with contextlib.suppress(OSError):
-            handler.close()
-
-
-def terminal() -> None:
-    """Sends the "adabatch" log to the terminal, once."""
-    if log.handlers or log.propagate is False:
-        return
-    try:
-        handler = importlib.import_module("adabatch.console").handler()
-    except ModuleNotFoundError:
-        handler = logging.StreamHandler(sys.stdout)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-
 def run(overrides=(), config_dir: str | None = None) -> dict:
     """Trains as the command line does and returns the summary; errors are raised (UserError, Diverged, ...).
 
-    overrides: as on the command line, e.g. ["model=vgg", "schedule=adabatch"]. config_dir: as -cd.
+    overrides: as on the command line, e.g. ["model=vgg", "schedule=adabatch"]. config_dir: as -cd. Of several
+    ranks (torchrun, srun) rank 0 gets the summary, the others None.
     """
     from adabatch import config, mistakes
 

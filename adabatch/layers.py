@@ -262,6 +262,12 @@ def ghost_size(model: nn.Module) -> int:
     return sizes[0] if sizes else 1
 
 
+def foreign_buffers(model: nn.Module) -> list:
+    """Buffers that a forward pass may move, as plain batch norm's: all but those of our norms."""
+    own = {id(b) for layer in ghost_layers(model) for b in layer.buffers()}
+    return [b for b in model.buffers() if id(b) not in own]
+
+
 def split_dependent(model: nn.Module) -> list[str]:
     """Names of layers whose result depends on how a batch is cut: nothing exact is promised for them."""
     batch = (nn.modules.batchnorm._NormBase,)

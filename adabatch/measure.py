@@ -27,8 +27,9 @@ def untouched(model):
     """Passes inside leave nothing behind: buffers (plain batch norm counts passes) and torch's generator are
     put back."""
     kept = {name: b.clone() for name, b in model.named_buffers()}
+    own = {p.device for p in model.parameters() if p.is_cuda}  # all GPUs would otherwise be woken up
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=list(own)):
             yield
     finally:
         with torch.no_grad():
@@ -42,29 +43,12 @@ class Meter:
     function that returns a vector by which gradients are multiplied first (Adam's preconditioner; None while
     there is none yet, and then nothing is measured). samples: in an epoch, for what runs over one."""
 
-    def __init__(
-        self, flat, hardware, group: int, unit: int, differenced: bool = True, metric=None, samples: int = 0
-    ):
-        self.flat, self.hardware, self.unit = flat, hardware, unit
+    def __init__(self, flat, group: int, unit: int, differenced: bool = True, metric=None, samples: int = 0):
+        self.flat = flat
         self.size = max(1, group // unit) * unit
         self.differenced, self.metric = differenced, metric
         self.previous = None  # (position after it, batch, gradient) of a measured batch of one group
         self.singles = Singles(flat, samples)
-
-    def cut(self, batch: int, micro_batch: int) -> tuple[list[slice], set[int]]:
-        """This rank's forward passes over a measured batch, and the rows at which its groups end."""
-        rows = self.hardware.rows(batch, self.size)
-        borders, start = [], 0
-        for size in layers.group_sizes(batch, self.size):
-            if rows.start <= start < rows.stop:
-                borders.append((start, start + size))
-            start += size
-        passes = [
-            part
-            for a, b in borders
-            for part in self.hardware.micro_batches(slice(a, b), batch, self.unit, micro_batch)
-        ]
-        return passes, {b for _, b in borders}
 
     def begin(self, setting, needs: frozenset) -> None:
         self.setting, self.needs = setting, needs
@@ -96,10 +80,13 @@ class Meter:
             self.half.add_(self.flat.grads)
         self.flat.grads.zero_()
 
-    def end(self) -> list:
-        """The sum returns to flat.grads; what else must be added up over the ranks."""
+    def sums(self) -> list:
+        """What is added up over the groups, and must be over the ranks: the gradient first."""
+        return [self.total, self.small] + ([self.half] if self.half is not None else [])
+
+    def end(self) -> None:
+        """The batch's gradient returns to flat.grads."""
         self.flat.grads.copy_(self.total)
-        return [self.small] + ([self.half] if self.half is not None else [])
 
     @property
     def second_pass(self) -> bool:

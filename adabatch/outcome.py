@@ -5,14 +5,12 @@ import errno
 import os
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
-from adabatch.errors import Diverged, Interrupted, Lost, UserError
+from adabatch.errors import Diverged, Interrupted, Lost, OutOfMemory, RankLost, UserError, is_out_of_memory
 from adabatch.owner import FULL
 
 COMMON = tuple(f"schedule.{key}=" for key in ("base_batch", "base_lr", "lr_batch", "max_batch", "multiple"))
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int, str]:
@@ -25,6 +23,8 @@ def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int
         return "failed", 2, str(error)
     if isinstance(error, Diverged):
         return "diverged", 1, str(error)
+    if isinstance(error, RankLost):
+        return "failed", 1, f"{error}\nNothing before the last checkpoint is lost. {again}"
     if isinstance(error, Interrupted):
         return "interrupted", 130, f"stopped ({error}), everything is saved. {again}"
     if isinstance(error, KeyboardInterrupt):
@@ -39,11 +39,9 @@ def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int
             1,
             f"disk full ({folder}): nothing before the last checkpoint is lost. Free some space. {again}",
         )
-    torch = sys.modules.get("torch")
-    known = isinstance(error, MemoryError) or isinstance(error, getattr(torch, "OutOfMemoryError", ()))
-    if known or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in OUT_OF_MEMORY)
-    ):
+    if isinstance(error, OutOfMemory):
+        return "out_of_memory", 1, f"{error}. {again}"
+    if is_out_of_memory(error):
         remedy = "A smaller hardware.micro_batch changes nothing but the memory it takes."
         return "out_of_memory", 1, f"out of memory ({text.splitlines()[0]}). {remedy} {again}"
     if "does not have a deterministic implementation" in str(error):
@@ -54,6 +52,19 @@ def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int
             f"an operation of this network has no deterministic form on the GPU: {text}. {remedy}",
         )
     return "failed", 1, f"failed: {text}\nlog: {Path(folder) / 'log.txt'}"
+
+
+def ended(status: dict, code: int) -> Exception:
+    """The error that stands for the end of a run in other processes: its status.json, its exit code."""
+    message = status.get("error") or "see the messages above"
+    known = {"diverged": Diverged, "interrupted": Interrupted}
+    return UserError(message) if code == 2 else known.get(status.get("state"), RuntimeError)(message)
+
+
+def traced(error: BaseException, code: int, folder) -> bool:
+    """Whether a traceback tells more than the message: for failures of the program only."""
+    told = isinstance(error, (Diverged, RankLost)) or not isinstance(error, Exception)
+    return code == 1 and not told and not full(error, folder)
 
 
 def full(error: BaseException | None, folder) -> bool:

@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
 
 from adabatch import runs
 from adabatch.errors import UserError
+from adabatch.places import started
 
 BEAT = 20.0  # seconds between heartbeats
 SILENCE = 3 * BEAT  # seconds without one after which an owner elsewhere counts as gone
@@ -24,22 +24,6 @@ FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 log = logging.getLogger("adabatch")
 _held: set[str] = set()  # folders that this very process owns: a second claim from it is refused too
-
-
-def started(pid: int) -> str | None:
-    """When the process began, as a text that no later process with this number shares; None when it is gone.
-
-    Linux: the boot and the clock tick from /proc (a zombie counts as gone). Elsewhere: `ps`.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-        return None if fields[0] in "ZX" else f"{boot}-{fields[19]}"
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
-    return answer.stdout.strip() or None
 
 
 def me() -> dict:
@@ -92,6 +76,17 @@ def alive(owner: dict, mine: dict, path: Path, clock: Path) -> str | None:
         f"{who} was training in it {max(quiet, 0):.0f} s ago (last heartbeat {since}). If it is gone, "
         f"repeat the command in {SILENCE - max(quiet, 0):.0f} s: silent for {SILENCE:.0f} s, it is taken over"
     )
+
+
+def in_use(folder: Path) -> str | None:
+    """Why a claim of the folder would be refused now (a sentence for the user); None where it would not."""
+    path = Path(folder) / "status.json"
+    previous = _status(path)
+    owner = previous.get("owner")
+    if previous.get("state") != "running" or not isinstance(owner, dict):
+        return None
+    with _lock(folder) as clock:
+        return alive(owner, me(), path, clock)
 
 
 class Owner:

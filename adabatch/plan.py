@@ -2,6 +2,7 @@
 
 from adabatch import runs, throughput
 from adabatch.errors import UserError, suggest
+from adabatch.schedules import rehearsal
 from adabatch.schedules.closed import Controller
 from adabatch.schedules.core import Schedule
 from adabatch.schedules.foreign import rehearse
@@ -66,6 +67,9 @@ def schedule(config: dict, samples: int) -> Schedule:
     planned = make(node, "schedule", samples=samples, epochs=config["epochs"], **recorded)
     if isinstance(planned, Schedule) and isinstance(planned.growth, Controller):
         rehearse(planned.growth.rule, planned.frame)
+    if asked := config.get("rehearsal"):
+        ghost = (config.get("model") or {}).get("ghost")
+        return rehearsal.rehearse(planned, asked.get("steps") or rehearsal.STEPS, ghost)
     return planned
 
 

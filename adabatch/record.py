@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
-from adabatch import __version__, checkpoint, layers, throughput, trackers
-from adabatch.build import Parts, evaluation_chunk
+from adabatch import __version__, checkpoint, evaluation, layers, throughput, trackers
+from adabatch.agreement import agree
+from adabatch.build import Parts
 from adabatch.console import Progress
 from adabatch.errors import Diverged
+from adabatch.figures import warn_of_idle_ranks
 from adabatch.ledger import Ledger
 from adabatch.schedules.coupled import coupled, differences, rule
 from adabatch.schedules.setting import Setting
@@ -18,7 +20,8 @@ from adabatch.schedules.setting import Setting
 def made_by(hardware) -> dict:
     """What the bits of a run depend on beside its configuration."""
     versions = {"adabatch": __version__, "torch": str(torch.__version__)}
-    return versions | {"device": str(hardware.device), "threads": hardware.threads}
+    found = versions | {"device": hardware.device.type, "threads": hardware.threads}
+    return found if hardware.ordered else found | {"processes": hardware.ranks.world}
 
 
 def in_last_epoch(sums: list, row: dict, schedule) -> list:
@@ -33,11 +36,12 @@ def in_last_epoch(sums: list, row: dict, schedule) -> list:
 
 class Record:
     """The state of a training run beside its parts: everything that a checkpoint holds, and the rows on their
-    way."""
+    way. Every rank has one; that of rank 0 `writes`."""
 
     def __init__(self, config: dict, folder: Path, parts: Parts, ledger: Ledger):
         self.config, self.folder, self.parts, self.ledger = config, Path(folder), parts, ledger
-        self.position, self.steps, self.trained, self.evaluated, self.micro_batch = 0, 0, 0, 0, 0
+        self.position, self.steps, self.trained, self.evaluated = 0, 0, 0, 0
+        self.writes, self.compiled = parts.hardware.ranks.rank == 0, set()
         self.setting: Setting | None = None  # of the last batch
         self.seconds = 0.0  # of training, up to the last step
         self.phases: list[dict] = []
@@ -46,10 +50,19 @@ class Record:
         self.pending: list[dict] = []  # rows whose figures are still on the device
         self.fetched_at = self.saved_at = ledger.clock()
         self.model, self.samples = parts.step.model, parts.schedule.samples
+        self.micro_batch = None  # that rows were last told of
+        if not self.writes:
+            self.trackers = trackers.Silent()
+            return
         shown = Progress(parts.schedule.budget, parts.schedule.budget / parts.schedule.samples)
         self.trackers = trackers.build(config, self.folder, extra=(shown,))
         if config["schedule"].get("profile"):
             throughput.keep(config["schedule"]["profile"], self.folder)
+
+    def due(self) -> tuple[bool, bool]:
+        """Whether rank 0's clock says that it is time to save, and to fetch the rows."""
+        now, every = self.ledger.clock(), self.config["checkpoint"]["every_seconds"]
+        return self.writes and now - self.saved_at >= every, self.writes and now - self.fetched_at > 2
 
     # -- rows --------------------------------------------------------------------------------------
 
@@ -59,6 +72,7 @@ class Record:
     def note_change(self, start: int, setting: Setting) -> None:
         """Record a new stage: a phase of the summary, and what changed with the batch size."""
         before, self.setting = self.setting, setting
+        self.micro_batch = self.parts.step.micro_batch
         if before is not None and before.stage != setting.stage:
             self.fetch()
             self.book()
@@ -80,8 +94,9 @@ class Record:
             decoupled="AdamW" in type(self.parts.step.optimizer).__name__,
             ema=self.config["ema"],
             horizon=layers.HORIZON if layers.ghost_layers(self.model) else None,
-            world=self.parts.hardware.world,
+            world=self.parts.hardware.ranks.world,
         )
+        warn_of_idle_ranks(self, setting.divisor)
         changes = differences(
             *(coupled(s, **known, **self.cut(s), **self.horizons(s)) for s in (before, setting))
         )
@@ -90,8 +105,18 @@ class Record:
         self.log(self.stamp("change", start) | {"changes": changes, "rule": text})
 
     def cut(self, setting: Setting) -> dict:
-        passes = self.parts.step.cut(setting.divisor)
-        return dict(micro_batch=max(p.stop - p.start for p in passes), accumulation=len(passes))
+        accumulation, micro_batch = self.parts.step.share(setting.divisor)
+        return dict(micro_batch=micro_batch, accumulation=accumulation)
+
+    def cause(self, setting: Setting) -> str:
+        """What a step's time is booked under: a micro-batch that is trained for the first time compiles, if
+        anything is compiled."""
+        step = self.parts.step
+        new = step.micro_batch not in self.compiled and setting.batch_size >= step.micro_batch
+        if not self.parts.hardware.compile or not new:
+            return "compute"
+        self.compiled.add(step.micro_batch)
+        return "first_compile" if len(self.compiled) == 1 else "recompile"
 
     def horizons(self, setting: Setting) -> dict:
         """Momentum (Adam-type: beta1), weight decay and learning rate as the optimizer has them."""
@@ -124,7 +149,7 @@ class Record:
             batch_size=setting.batch_size,
             micro_batch=result.micro_batch,
             accumulation=result.passes,
-            world_size=self.parts.hardware.world,
+            world_size=self.parts.hardware.ranks.world,
             lr=setting.lr,
             train_loss=result.loss,
             train_error=result.wrong,
@@ -138,6 +163,11 @@ class Record:
         if result.group:
             row["noise_group"] = result.group
         self.pending.append(row | figures | ({"skipped": skipped} if skipped else {}))
+        if (now := self.parts.step.micro_batch) != self.micro_batch:
+            self.fetch()
+            change = {"changes": {"micro_batch": [self.micro_batch, now]}, "rule": "out of memory"}
+            self.log(self.stamp("change", start) | change)
+            self.micro_batch = now
 
     def fetch(self) -> None:
         """Read the queued sums (one wait for the device), log the rows, and stop at the first that is not
@@ -174,14 +204,14 @@ class Record:
         """Rows of one evaluation, raw weights and average; returns the figures of the weights that count."""
         self.fetch()
         self.evaluated = self.parts.schedule.start(self.position)
-        step, average, chunk = self.parts.step, self.parts.average, evaluation_chunk(self.micro_batch)
+        average = self.parts.average
         with self.ledger("evaluation"):
             for weights in ("raw", "ema") if average else ("raw",):
                 if weights == "ema":
                     with average.in_place():
-                        loss, error = step.evaluate(samples, self.parts.prepare, self.parts.loss, chunk)
+                        loss, error = self._evaluated(samples)
                 else:
-                    loss, error = step.evaluate(samples, self.parts.prepare, self.parts.loss, chunk)
+                    loss, error = self._evaluated(samples)
                 seconds = self.ledger.training()
                 self.log(
                     self.stamp("eval", self.position)
@@ -196,6 +226,10 @@ class Record:
                 self.save_weights("best.pt")
         return {"loss": loss, "error": error}
 
+    def _evaluated(self, samples) -> tuple:
+        parts, chunk = self.parts, evaluation.chunk_of(self.parts.step.micro_batch)
+        return evaluation.evaluate(self.model, parts.hardware, samples, parts.prepare, parts.loss, chunk)
+
     def state(self) -> dict:
         setting = self.setting and dataclasses.asdict(self.setting) | {"stage": list(self.setting.stage)}
         average = self.parts.average
@@ -205,7 +239,7 @@ class Record:
             trained=self.trained,
             evaluated=self.evaluated,
             rows=self.trackers.rows,
-            micro_batch=self.micro_batch,
+            micro_batch=self.parts.step.micro_batch,
             setting=setting,
             phases=self.phases,
             best=self.best,
@@ -237,12 +271,16 @@ class Record:
                     s.lr if s else math.nan,
                     s.divisor if s else 0,
                 )
-            self.trackers.sync()
-            checkpoint.save(self.folder / "checkpoint.pt", self.state())
+            agree(self)
+            if self.writes:
+                self.trackers.sync()
+                checkpoint.save(self.folder / "checkpoint.pt", self.state())
             self.saved_at = self.ledger.clock()
 
     def save_weights(self, name: str) -> None:
         """A plain state_dict of the weights that are evaluated (the average where there is one)."""
+        if not self.writes:
+            return
         if self.parts.average:
             with self.parts.average.in_place():
                 checkpoint.save_weights(self.folder / name, self.model)

@@ -6,16 +6,30 @@ import os
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from adabatch import checkpoint, plan, runs
-from adabatch.build import whole_groups
+from adabatch import checkpoint, memory, plan, runs
 from adabatch.errors import UserError
 from adabatch.ledger import NOT_TRAINING
-from adabatch.record import in_last_epoch
+from adabatch.record import in_last_epoch, made_by
 from adabatch.schedules.core import walk
 from adabatch.schedules.setting import Setting
 
 log = logging.getLogger("adabatch")
 TAIL = 1 << 16  # bytes at the end of metrics.jsonl in which its last rows stand
+
+
+def find(config: dict, run) -> dict | None:
+    """The state to go on from: the run's own checkpoint, or a shorter run's; None to begin. Rank 0 looks, and
+    tells the others, which need not see its folder."""
+    ranks, state, path = run.parts.hardware.ranks, None, run.folder / "checkpoint.pt"
+    if run.writes:
+        if path.exists():
+            state = checkpoint.load(path)
+        elif not config["restart"]:
+            state = earlier(config, run, made_by(run.parts.hardware))
+    if ranks.world == 1:
+        return state
+    data = ranks.share(checkpoint.to_bytes(state) if state else b"") if run.writes else ranks.share(None)
+    return checkpoint.from_bytes(data) if data else None
 
 
 def restore(run, state: dict, made_by: dict) -> None:
@@ -55,7 +69,9 @@ def restore(run, state: dict, made_by: dict) -> None:
         setattr(run, name, state[name])
     run.steps = state["step"]
     chosen = parts.hardware.micro_batch
-    run.micro_batch = state["micro_batch"] if chosen == "auto" else whole_groups(chosen, parts.step.unit)
+    parts.step.micro_batch = (
+        state["micro_batch"] if chosen == "auto" else memory.whole_groups(chosen, parts.step.unit)
+    )
     if state["setting"]:
         run.setting = Setting(**state["setting"] | {"stage": tuple(state["setting"]["stage"])})
     redone = lost_seconds(run.folder, state["ledger"])
@@ -108,7 +124,7 @@ def earlier(config: dict, run, made_by: dict) -> dict | None:
         fits = state["layout"] == run.parts.step.flat.layout and state["made_by"] == made_by
         chosen = run.parts.hardware.micro_batch
         fits = fits and (
-            chosen == "auto" or whole_groups(chosen, run.parts.step.unit) == state["micro_batch"]
+            chosen == "auto" or memory.whole_groups(chosen, run.parts.step.unit) == state["micro_batch"]
         )
         if (
             fits

@@ -37,7 +37,8 @@ EXCLUDED = (
     "options", "hydra", "trackers", "checkpoint", "log", "shadow", "wait", "restart", "experiment", "arm",
     "dataset.root", "dataset.download", "dataset.cache", "dataset.workers", "dataset.ahead",
     "hardware.processes", "hardware.nodes", "hardware.phases", "hardware.parallel_runs",
-    "hardware.micro_batch", "hardware.prefer", "compare", "timing",
+    "hardware.micro_batch", "hardware.prefer", "hardware.join_timeout", "compare", "timing",
+    "rehearsal.kill_after", "rehearsal.witness",
 )  # fmt: skip
 
 # What is measured in a row or a summary; everything else is equal between equal runs.
@@ -56,12 +57,12 @@ def listed_for(config: dict) -> tuple:
     """The excluded keys that hold for this configuration.
 
     Under plain batch norm the statistics depend on how a batch is cut, so everything about hardware counts;
-    so it does for networks that are not ours, which may hold one, or torch's dropout.
+    so it does for networks that are not ours, which may hold one, or torch's dropout; but for a rehearsal.
     """
     model = config.get("model") or {}
     target = str(model.get("_target_"))
     ours = target.startswith("adabatch.") and not target.startswith("adabatch.models.torchvision.")
-    if model.get("norm") == "batch" or not ours:
+    if (model.get("norm") == "batch" or not ours) and not config.get("rehearsal"):
         return tuple(entry for entry in EXCLUDED if not entry.startswith("hardware."))
     return EXCLUDED
 

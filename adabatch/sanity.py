@@ -93,11 +93,30 @@ def general(values: Values) -> None:
             number(path, "a whole number of pixels from 0", lambda v: v >= 0, whole=True)
     values.choice("checkpoint.keep", ("last", "none"))
     values.choice("trackers.wandb.mode", WANDB_MODES)
+    rehearsing(values)
     if at("checkpoint.best") and not at("dataset.validation"):
         raise UserError(
             "checkpoint.best=true chooses by evaluation, and nothing may choose by the test set: set "
             "dataset.validation"
         )
+
+
+def rehearsing(values: Values) -> None:
+    """The node `rehearsal`: {steps, kill_after, witness}, none of them needed."""
+    asked, known = values.at("rehearsal"), ("steps", "kill_after", "witness")
+    if asked is None:
+        return
+    if not isinstance(asked, dict):
+        raise UserError(f"rehearsal is null or {{steps: 12}}, got {asked!r}")
+    for key, value in asked.items():
+        if key not in known:
+            raise UserError(f"rehearsal has the keys {', '.join(known)}, got {key!r}.{suggest(key, known)}")
+        if key == "witness" and value is not None and not isinstance(value, str):
+            raise UserError(f"rehearsal.witness is null or a folder, got {value!r}")
+        least = {"steps": 4, "kill_after": 1}.get(key)
+        if least and value is not None:
+            rule = f"a whole number of steps from {least}"
+            values.number(f"rehearsal.{key}", rule, lambda v, least=least: v >= least, whole=True)
 
 
 def network(values: Values) -> None:
@@ -119,5 +138,11 @@ def hardware(values: Values) -> None:
     if values.at("hardware.micro_batch") != "auto":
         rule = "auto or a whole number above 0"
         values.number("hardware.micro_batch", rule, lambda v: v > 0, whole=True)
+    if values.at("hardware.processes") is not None:
+        values.number("hardware.processes", "null or a whole number above 0", lambda v: v > 0, whole=True)
+    values.choice("hardware.reduction", ("fast", "ordered"))
+    values.choice("hardware.prefer", ("largest", "fastest"))
+    rule = "a number of seconds above 0"
+    values.number("hardware.join_timeout", rule, lambda v: 0 < v < float("inf"))
     if values.at("hardware.precision") == "tf32" and values.at("hardware.device") == "cpu":
         raise UserError("hardware.precision=tf32 exists on NVIDIA GPUs only: on a CPU take fp32 or bf16")

@@ -1,5 +1,4 @@
-"""One optimizer step over a global batch of any size: micro-batches, one reduction, one update. And
-evaluation.
+"""One optimizer step over a global batch of any size: micro-batches, one reduction, one update.
 
 The loss of a micro-batch is the sum of its per-sample losses over the size of the *global* batch, so that
 micro-batches and ranks add up to the mean whatever the cut (also for uneven ones, which a mean of means gets
@@ -7,37 +6,20 @@ wrong).
 """
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 
-from adabatch import layers
-from adabatch.errors import UserError
+from adabatch import layers, memory, summing
+from adabatch.errors import UserError, is_out_of_memory
 from adabatch.flat import Flat
+from adabatch.losses import errors
 from adabatch.measure import GROUPED, SINGLE, Meter, untouched
 from adabatch.noise import Noise
 
-
-def cross_entropy(outputs, labels, label_smoothing: float = 0.0):
-    """Per-sample cross entropy [n]. outputs: [n, classes]; or [n, tokens, classes] with labels [n, tokens],
-    averaged over the tokens (a sample is a sequence)."""
-    if outputs.dim() == 3:
-        losses = F.cross_entropy(
-            outputs.transpose(1, 2), labels, reduction="none", label_smoothing=label_smoothing
-        )
-        return losses.mean(1)
-    return F.cross_entropy(outputs, labels, reduction="none", label_smoothing=label_smoothing)
-
-
-def errors(outputs, labels):
-    """Wrong answers as a float64 scalar (a sequence counts by its share of wrong tokens); None where labels
-    are no classes."""
-    if labels.dtype.is_floating_point or outputs.shape[:-1] != labels.shape:
-        return None
-    wrong = (outputs.argmax(-1) != labels).double()
-    return wrong.flatten(1).mean(1).sum() if wrong.dim() > 1 else wrong.sum()
+log = logging.getLogger("adabatch")
 
 
 @dataclass(frozen=True)
@@ -46,17 +28,21 @@ class StepResult:
 
     loss: torch.Tensor  # sum of per-sample losses, float64 scalar
     wrong: torch.Tensor | None  # wrong answers, float64 scalar; None if not a classification
-    passes: int  # forward passes on this rank
-    micro_batch: int  # samples of the largest of them
+    passes: int  # forward passes of the rank that makes most
+    micro_batch: int  # samples of the largest of any rank
     noise: Noise | None = None  # of the gradient, where it was asked for
-    group: int = (
-        0  # samples in the groups that the gradient was summed up over; 0 = as the micro-batches fell
-    )
+    # Samples in the groups that the gradient was summed up over; 0 = as the micro-batches fell.
+    group: int = 0
+    wishes: tuple = ()  # how many ranks wished for each of what was asked
+
+
+class _Short(Exception):
+    """A rank ran out of memory, and all of them know."""
 
 
 class Step:
-    """model: the network, on its device, in training dtype. loss: (outputs, labels) -> per-sample losses
-    [n]."""
+    """model: the network, on its device, in training dtype. forward: the same, perhaps compiled. loss:
+    (outputs, labels) -> per-sample losses [n]. witness: sees what passes through (`witness.py`), or None."""
 
     def __init__(
         self,
@@ -73,104 +59,182 @@ class Step:
         ledger=None,
         meter: Meter | None = None,
         held=None,
+        witness=None,
     ):
         self.model, self.forward, self.flat, self.optimizer, self.loss = model, forward, flat, optimizer, loss
         self.stream, self.hardware, self.micro = stream, hardware, micro
         self.unit, self.micro_batch, self.clip_norm = layers.ghost_size(model), micro_batch, clip_norm
         self.ledger, self.meter = ledger or (lambda cause: contextlib.nullcontext()), meter
-        self.held = held
+        self.held, self.witness = held, witness
+        self.summing = (summing.Ordered if hardware.ordered else summing.Fast)(flat, hardware.ranks)
         self._weights = lru_cache(maxsize=8)(self._group_weights)
+        self._foreign = layers.foreign_buffers(model)
 
     def _group_weights(self, batch_size: int):
         sizes = layers.group_sizes(batch_size, self.unit)
         weights, kept = layers.group_weights(sizes)
         return sizes, torch.tensor(weights, dtype=self.hardware.dtype, device=self.hardware.device), kept
 
-    def __call__(self, start: int, setting, needs: frozenset = frozenset()) -> StepResult:
-        """Train on positions start <= p < start + setting.batch_size; measure what `needs` names."""
-        self.flat.pending.zero_()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
+    def __call__(self, start: int, setting, needs: frozenset = frozenset(), wishes=lambda: ()) -> StepResult:
+        """Train on positions start <= p < start + setting.batch_size; measure what `needs` names. wishes:
+        called shortly before the reduction; its flags are counted over the ranks."""
         meter = self.meter if needs & GROUPED else None
         if setting.group and not meter:
-            # Adds up as the recorded step did.
-            meter = Meter(self.flat, self.hardware, setting.group, self.unit)
-        passes, counted = self._gradient(start, setting, totals, meter, needs)
-        noise = None
-        if needs & (GROUPED | SINGLE):
-            with self.ledger("measuring"):
-                noise = self._measured(start, setting, self.meter, needs)
-        self._update(setting)
-        largest = max((p.stop - p.start for p in passes), default=0)
-        wrong, group = totals[1] if counted else None, meter.size if meter else 0
-        return StepResult(totals[0], wrong, len(passes), largest, noise, group)
+            meter = Meter(self.flat, setting.group, self.unit)  # adds up as the recorded step did
 
-    def _gradient(self, start: int, setting, totals, meter, needs, record: bool = True) -> tuple[list, bool]:
-        """The gradient of the batch into flat.grads, summed over ranks; (forward passes, errors counted)."""
-        batch, counted, extra, done = setting.batch_size, True, [], 0
-        self.flat.grads.zero_()
-        passes, ends = meter.cut(batch, self.micro_batch) if meter else (self.cut(batch), set())
-        if meter:
-            meter.begin(setting, needs)
-            done = passes[0].start if passes else 0
-        for part in passes:
-            counted &= self._accumulate(start, part, setting, totals, record)
-            if part.stop in ends:
-                with self.ledger("measuring"):
-                    meter.group(part.stop, part.stop - done)
-                done = part.stop
-        if meter:
-            extra = meter.end()
-        self.hardware.all_reduce(self.flat.grads, self.flat.pending, totals, *extra)
-        return passes, counted
+        def attempt():
+            if self.witness:
+                self.witness.begin(start, setting)
+            self.flat.pending.zero_()
+            totals, counted, agreed = self._gradient(start, setting, meter, needs, wishes)
+            noise = self._measured(start, setting, self.meter, needs) if needs & (GROUPED | SINGLE) else None
+            return totals, counted, agreed, noise
+
+        totals, counted, agreed, noise = self._fitting(attempt, setting, meter)
+        self._update(setting)
+        passes, largest = self.share(setting.batch_size, meter)
+        wrong, group = totals[1] if counted else None, meter.size if meter else 0
+        return StepResult(totals[0], wrong, passes, largest, noise, group, agreed)
 
     def probe(self, start: int, setting, needs: frozenset, meter: Meter) -> Noise | None:
         """Measure the batch at `start` under the present weights and change nothing: passes of their own,
         gradients thrown away."""
+
+        def attempt():
+            with untouched(self.model):
+                if needs & GROUPED:
+                    self._gradient(start, setting, meter, needs, record=False)
+                return self._measured(start, setting, meter, needs)
+
+        return self._fitting(attempt, setting, meter)
+
+    def _fitting(self, attempt, setting, meter):
+        """attempt(), again with half the micro-batch while a rank runs out of memory. Nothing of a failed one
+        remains: the update comes later, and what a forward pass moves is put back."""
+        buffers, generator = [b.clone() for b in self._foreign], self.hardware.generator_state()
+        while True:
+            try:
+                return attempt()
+            except _Short:
+                pass  # the traceback, which holds the activations, is let go before the next attempt
+            with torch.no_grad():
+                for buffer, kept in zip(self._foreign, buffers):
+                    buffer.copy_(kept)
+            self.hardware.restore_generator(generator)
+            before, longest = self.micro_batch, self.share(setting.batch_size, meter)[1]
+            self.micro_batch = memory.halved(before, self.unit, longest)
+            log.warning(
+                "out of memory: the micro-batch goes from %d to %d and the step is repeated; from here on "
+                "the run is no longer bit for bit what it would have been", before, self.micro_batch,
+            )  # fmt: skip
+            self.hardware.empty_cache()
+
+    def parts(self, batch: int, meter: Meter | None = None):
+        """This rank's share of a batch, which is measured if there is a meter."""
+        return self.hardware.parts(batch, self.unit, self.micro_batch, meter.size if meter else None)
+
+    def share(self, batch: int, meter: Meter | None = None) -> tuple[int, int]:
+        """(the most forward passes of a rank, samples in the largest of any)."""
+        return self.hardware.share(batch, self.unit, self.micro_batch, meter.size if meter else None)
+
+    def _gradient(self, start: int, setting, meter, needs, wishes=lambda: (), record: bool = True) -> tuple:
+        """The gradient of the batch into flat.grads, summed over ranks: (sums of loss and wrong answers,
+        whether those were counted, wishes)."""
+        parts, counted = self.parts(setting.batch_size, meter), True
         totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
-        with untouched(self.model):
-            if needs & GROUPED:
-                self._gradient(start, setting, totals, meter, needs, record=False)
-            return self._measured(start, setting, meter, needs)
+        self.flat.grads.zero_()
+        if meter:
+            meter.begin(setting, needs)
+        sums = meter.sums() if meter else [self.flat.grads]
+        self.summing.begin([*sums, self.flat.pending, totals], parts.first, parts.count)
+        final = parts.passes[-1:] if not meter else []
+
+        def add(part: list) -> None:
+            nonlocal counted
+            for rows in part:
+                with self.summing.last() if [rows] == final else contextlib.nullcontext():
+                    counted &= self._accumulate(start, rows, setting, totals, record)
+            if meter:
+                with self.ledger("measuring"):
+                    meter.group(part[-1].stop, part[-1].stop - part[0].start)
+            self.summing.part()
+
+        short = self._run(add, parts.parts)
+        with self.ledger("exposed_communication"):
+            agreed = self.summing.end([short, not counted, *wishes()])
+        if agreed[0]:
+            raise _Short
+        if meter:
+            meter.end()
+        if record and self.witness:
+            self.witness.gradient(self.flat, self.optimizer)
+        return totals, not agreed[1], tuple(agreed[2:])
+
+    def _run(self, work, parts: list) -> bool:
+        """work(part) for each; True if memory did not suffice, which the other ranks must hear of."""
+        try:
+            for part in parts:
+                work(part)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return True
+        return False
 
     def _measured(self, start: int, setting, meter: Meter, needs: frozenset) -> Noise | None:
         """The measurement, once the batch's gradient stands in flat.grads; by a second pass where it needs
         one, which leaves gradients, statistics and generator as they were."""
-        if needs & GROUPED and meter.second_pass:
-            unused = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
-            passes, ends = meter.cut(setting.batch_size, self.micro_batch)
-            with untouched(self.model):
-                meter.along()
-                for part in passes:
-                    self._accumulate(start, part, setting, unused, record=False)
-                    if part.stop in ends:
-                        meter.project(part.stop)
-                self.hardware.all_reduce(meter.restore())
-        noise = meter.finish(start) if needs & GROUPED else None
-        return self._sample_by_sample(start, setting, meter, needs, noise) if needs & SINGLE else noise
+        with self.ledger("measuring"):
+            if needs & GROUPED and meter.second_pass:
+                self._project(start, setting, meter)
+            singles = self._sample_by_sample(start, setting, meter) if needs & SINGLE else None
+            # Only now does the meter move on: a measurement that ran out of memory can be repeated.
+            noise = meter.finish(start) if needs & GROUPED else None
+            return singles.finish(start, setting, needs, noise) if singles else noise
 
-    def _sample_by_sample(self, start: int, setting, meter: Meter, needs, noise: Noise | None) -> Noise:
-        """The same with what single samples say, in passes of their own in evaluation mode."""
-        singles = meter.singles
+    def _project(self, start: int, setting, meter: Meter) -> None:
+        """A second pass over the groups, now that the batch's gradient is known."""
+        unused = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
+
+        def project(part: list) -> None:
+            for rows in part:
+                self._accumulate(start, rows, setting, unused, record=False)
+            meter.project(part[-1].stop)
+
+        with untouched(self.model):
+            meter.along()
+            short = self._run(project, self.parts(setting.batch_size, meter).parts)
+            # Each group's product is one rank's own, so any order of adding gives the same bits.
+            (agreed,) = self.hardware.ranks.reduce(meter.restore(), flags=[short])
+        if agreed:
+            raise _Short
+
+    def _sample_by_sample(self, start: int, setting, meter: Meter):
+        """What single samples say, in passes of their own in evaluation mode."""
+        singles, parts = meter.singles, self.parts(setting.batch_size)
         singles.begin()
-        for part in self.cut(setting.batch_size):
-            x, y = self.stream.batch(start + part.start, start + part.stop)
-            singles.add(self.model, self.loss, x, y)  # in full precision: vmap and autocast do not mix
-        self.hardware.all_reduce(*singles.sums())
-        return singles.finish(start, setting, needs, noise)
+        self.summing.begin(singles.sums(), parts.first, parts.count)
 
-    def cut(self, batch: int) -> list[slice]:
-        """This rank's forward passes over a batch, as rows of it."""
-        rows = self.hardware.rows(batch, self.unit)
-        return self.hardware.micro_batches(rows, batch, self.unit, self.micro_batch)
+        def add(part: list) -> None:
+            for rows in part:
+                x, y = self.stream.batch(start + rows.start, start + rows.stop)
+                singles.add(self.model, self.loss, x, y)  # in full precision: vmap and autocast do not mix
+            self.summing.part()
+
+        if self.summing.end([self._run(add, parts.parts)])[0]:
+            raise _Short
+        return singles
 
     def _accumulate(self, start: int, part: slice, setting, totals, record: bool = True) -> bool:
         """Add the gradients and sums of one micro-batch (rows `part` of the batch); False if it counts no
         errors."""
         with self.ledger("data"):
             x, y = self.stream.batch(start + part.start, start + part.stop)
-        self._place(start, part, setting.batch_size, record)
+        self.place(start, part, setting.batch_size, record)
+        # One compiled shape: what is longer or shorter, or measured apart, would cost a compilation each.
+        usual = record and part.stop - part.start == self.micro_batch
         with self.hardware.autocast():
-            outputs = self.forward(x)
+            outputs = (self.forward if usual else self.model)(x)
         losses = self.loss(outputs.to(self.hardware.dtype), y)
         if losses.shape != (len(y),):
             raise UserError(
@@ -181,13 +245,15 @@ class Step:
         (total / setting.divisor).backward()
         with torch.no_grad():
             totals[0] += total.double()
+            if record and self.witness:
+                self.witness.passed(start + part.start, start + part.stop, x, y, losses)
             wrong = errors(outputs, y)
             if wrong is None:
                 return False
             totals[1] += wrong
         return True
 
-    def _place(self, start: int, part: slice, batch: int, record: bool) -> None:
+    def place(self, start: int, part: slice, batch: int, record: bool) -> None:
         """Tell the layers which samples the coming forward pass holds, and whether their statistics count."""
         sizes, weights, _ = self._weights(batch)
         first = part.start // self.unit
@@ -209,46 +275,5 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.step()
-
-    def activation_bytes(self, samples: int) -> int:
-        """Bytes that autograd keeps of a forward pass over the run's first `samples` samples; nothing is
-        moved by it."""
-        x, _ = self.stream.batch(0, samples)
-        self._place(0, slice(0, samples), samples, record=False)
-        seen = {}
-        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-
-        def note(t):
-            storage = t.untyped_storage()
-            if storage.data_ptr() not in weights:
-                seen[storage.data_ptr()] = storage.nbytes()
-            return t
-
-        with (
-            untouched(self.model),
-            torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
-            self.hardware.autocast(),
-        ):
-            outputs = self.model(x)
-        del outputs
-        return sum(seen.values())
-
-    @torch.no_grad()
-    def evaluate(self, samples, prepare, loss, chunk: int) -> tuple[float, float | None]:
-        """(mean loss, share of wrong answers or None) over all of `samples`, in order, with exact counts."""
-        self.model.eval()
-        sums, counted = torch.zeros(2, dtype=torch.float64, device=self.hardware.device), True
-        for start in range(0, len(samples), chunk):
-            indices = torch.arange(start, min(start + chunk, len(samples)))
-            inputs, labels = samples.read(indices)
-            labels = labels.to(self.hardware.device)
-            with self.hardware.autocast():
-                outputs = self.model(prepare(inputs))  # not compiled: each shape would cost a compilation
-            outputs = outputs.to(self.hardware.dtype)
-            sums[0] += loss(outputs, labels).sum().double()
-            wrong = errors(outputs, labels)
-            counted = counted and wrong is not None
-            sums[1] += wrong if counted else 0
-        self.model.train()
-        loss_sum, wrong_sum = sums.tolist()
-        return loss_sum / len(samples), wrong_sum / len(samples) if counted else None
+        if self.witness:
+            self.witness.updated(self.flat, self.optimizer)

@@ -6,19 +6,17 @@ started.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
-import pickle
 import signal
-import subprocess
 import sys
 import threading
 import traceback
 from pathlib import Path
 
-from adabatch import jobs, owner, runs
+from adabatch import jobs, owner, runs, spawn
 from adabatch.environment import calm_threads
+from adabatch.signals import Forward, Stop, die_with_parent
 
 log = logging.getLogger("adabatch")
 records: list[dict] = []  # what became of the jobs of this process's multirun, in order
@@ -84,62 +82,15 @@ def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = 
         fork = may_fork(config)
     log.info(f"job {len(records)}: {' '.join(overrides) or 'defaults'}")
     start = _fork if fork else _fresh
-    with _Forward() as forward:
+    with Forward() as forward:
         pid, wait = start(config, folder, list(overrides), tuple(notes), forward)
-        forward.to(pid)
+        forward.to(lambda number: os.kill(pid, number))
         code = wait()
     record = _record(folder, list(overrides), code, pid, forward.count > 0)
     records.append(record)
     if forward.count or record["exit_code"] == 130:
         raise KeyboardInterrupt
     return record
-
-
-class _Forward:
-    """Passes SIGINT and SIGTERM on to the job, once each. The job has a process group of its own, so that
-    Ctrl-C in a terminal does not reach it a second time."""
-
-    def __init__(self):
-        self.pid, self.count, self._pending, self._before = None, 0, [], {}
-
-    def __enter__(self) -> "_Forward":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._got)
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def to(self, pid: int) -> None:
-        self.pid = pid
-        for number in self._pending:
-            self._send(number)
-
-    def _got(self, number, _frame) -> None:
-        self.count += 1
-        if self.pid is None:
-            self._pending.append(number)
-        else:
-            self._send(number)
-
-    def _send(self, number) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
-
-def _die_with_parent(parent: int) -> None:
-    """SIGTERM (save and stop) when the parent is gone, so that a killed sweep leaves no job running. Linux
-    only."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _fork(config, folder, overrides, notes, forward):
@@ -154,9 +105,9 @@ def _fork(config, folder, overrides, notes, forward):
         try:
             os.setpgid(0, 0)
             forward.restore()
-            with jobs.Stop() as stop:
+            with Stop() as stop:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                _die_with_parent(parent)
+                die_with_parent(parent)
                 code = jobs.run_job(config, folder, overrides, notes, stop=stop)[1]
         except BaseException as error:
             code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
@@ -173,25 +124,8 @@ def _fork(config, folder, overrides, notes, forward):
 
 
 def _fresh(config, folder, overrides, notes, _forward):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    code = "from adabatch.sweep import child; child()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, env=environment, process_group=0
-    )
-    payload = {"job": (config, str(folder), overrides, notes), "parent": os.getpid(), "argv": sys.argv}
-    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-        pickle.dump(payload, pipe)
+    process = spawn.fresh((config, str(folder), overrides, notes))
     return process.pid, process.wait
-
-
-def child() -> None:
-    """The whole life of a fresh process: its job comes through stdin from the parent that started it."""
-    with jobs.Stop() as stop:
-        payload = pickle.load(sys.stdin.buffer)
-        sys.argv = payload["argv"]
-        _die_with_parent(payload["parent"])
-        code = jobs.run_job(*payload["job"], stop=stop)[1]
-    sys.exit(code)
 
 
 def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bool) -> dict:
@@ -204,11 +138,7 @@ def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bo
         state, error = status.get("state"), status.get("error")
         summary = run.summary
     if code < 0 or state == "running" or (state in (None, "finished") and code not in (0, 2)):
-        if code < 0:
-            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-            why = f"killed by signal {-code} ({name}){', out of memory?' if code == -signal.SIGKILL else ''}"
-        else:
-            why = f"exited with code {code} without a word"
+        why = spawn.death(code)
         ours = "interrupted" if told_to_stop else "failed"
         with contextlib.suppress(Exception):
             if owner.mark(folder, pid, ours, why):

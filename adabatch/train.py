@@ -1,18 +1,20 @@
 """Train one network under one schedule. Position (samples seen) is the only clock.
 
 build -> resume -> until the budget: setting = schedule(position); one step; log; evaluate; save -> summary.
+Every rank runs this alike, on its share of each batch; only rank 0 writes.
 """
 
 import logging
 from pathlib import Path
 
-from adabatch import __version__, checkpoint, layers, runs
-from adabatch.build import Parts, build, choose_micro_batch
+from adabatch import __version__, checkpoint, memory, runs
+from adabatch.build import build
 from adabatch.errors import Interrupted, Lost
+from adabatch.figures import announce, summary
 from adabatch.ledger import Ledger
 from adabatch.record import Record, made_by
-from adabatch.resume import earlier, restore
-from adabatch.schedules.setting import Observation, Setting
+from adabatch.resume import find, restore
+from adabatch.schedules.setting import Observation
 
 log = logging.getLogger("adabatch")
 
@@ -23,67 +25,30 @@ def crossed(before: int, after: int, every: float) -> bool:
     return after // every > before // every
 
 
-def announce(run: Record) -> None:
-    parts = run.parts
-    count = sum(p.numel() for p in run.model.parameters())
-    name, samples = parts.data.evaluated()
-    log.info("network   %s, %s parameters", type(run.model).__name__, f"{count:,}")
-    log.info(
-        "data      %s training samples, %s %s, %d classes",
-        f"{run.samples:,}",
-        f"{len(samples):,}",
-        name,
-        parts.data.classes,
-    )
-    first = parts.schedule(0)
-    log.info("schedule  batch %d, lr %g at the start; %g epochs, %s samples; %s", first.divisor, first.lr,
-             parts.schedule.budget / run.samples, f"{parts.schedule.budget:,}",
-             parts.schedule.scaling.words())  # fmt: skip
-    if parts.schedule.needs:
-        log.info("measured  %s", ", ".join(sorted(parts.schedule.needs)))
-    log.info("hardware  %s, %s, %d thread%s, micro-batch %d", parts.hardware.device, parts.hardware.precision,
-             parts.hardware.threads, "" if parts.hardware.threads == 1 else "s", run.micro_batch)  # fmt: skip
-    for text in parts.schedule.warnings():
-        log.warning("%s", text)
-    broken = layers.split_dependent(run.model)
-    if broken:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        log.warning(
-            "the result depends on how a batch is cut: %s%s (model.norm=ghost does not)",
-            ", ".join(broken[:3]),
-            more,
-        )
-
-
-def train(config: dict, folder: Path, stop=lambda: None) -> dict:
+def train(config: dict, folder: Path, stop=lambda: None, meeting=None) -> dict:
     """Train the run of `config` in `folder` and return its summary. stop(): a reason to stop, or None; read
-    at every step. Raises UserError, Diverged, Interrupted (state saved), MemoryError or
-    torch.OutOfMemoryError, OSError."""
+    at every step. meeting: of several ranks (`meeting.py`), each of which calls this. Raises UserError,
+    Diverged, Interrupted (state saved), MemoryError or torch.OutOfMemoryError, OSError."""
     ledger = Ledger()
-    parts = build(config, ledger)
+    parts = build(config, ledger, meeting)
     run = Record(config, folder, parts, ledger)
     code = 1
     try:
-        state = (
-            checkpoint.load(run.folder / "checkpoint.pt")
-            if (run.folder / "checkpoint.pt").exists()
-            else None
-            if config["restart"]
-            else earlier(config, run, made_by(parts.hardware))
-        )
+        state = find(config, run)
         if state:
             restore(run, state, made_by(parts.hardware))
             log.info("resumed at position %s (epoch %.2f)", f"{run.position:,}", run.position / run.samples)
         else:
             run.trackers.resume(0, 0)
-            run.micro_batch = choose_micro_batch(parts)
-        parts.step.micro_batch = run.micro_batch
+            parts.step.micro_batch = memory.choose(
+                parts.step, parts.schedule, config, parts.data.classes, folder
+            )
         announce(run)
         run.save()  # after a resume too: a second kill must not forget what the first one cost
-        if not state:
+        if not state and run.writes:
             checkpoint.load(run.folder / "checkpoint.pt")  # what cannot be read back should be known now
         loop(run, stop)
-        summary = finish(run)
+        figures = finish(run)
         code = 0
     except Interrupted:
         code = 130
@@ -95,7 +60,7 @@ def train(config: dict, folder: Path, stop=lambda: None) -> dict:
         parts.data.train.close()
         parts.data.test.close()
         run.trackers.close(code)
-    return summary
+    return figures
 
 
 def loop(run: Record, stop) -> None:
@@ -104,8 +69,14 @@ def loop(run: Record, stop) -> None:
     schedule, step = parts.schedule, parts.step
     eval_every = config["evaluate"]["every"] * run.samples
     log_every = config["log"]["every_samples"] or max(1, run.samples // 10)
-    seconds = config["checkpoint"]["every_seconds"]
-    shapes = set()
+
+    reason = None
+
+    def wishes() -> list:
+        nonlocal reason
+        reason = stop()
+        return [bool(reason), *run.due()]  # signals and clocks of one rank: all act on them after this step
+
     while not schedule.done(run.position):
         if crossed(run.evaluated, schedule.start(run.position), eval_every) or first_look(run):
             look(run)
@@ -119,8 +90,8 @@ def loop(run: Record, stop) -> None:
         needs = schedule.measures(start, setting)
         with ledger("measuring"):
             looked = parts.shadows.measure(start, setting, needs)
-        with ledger(compute_cause(parts, setting, bool(needs), shapes)):
-            result = step(start, setting, needs)
+        with ledger(run.cause(setting)):
+            result = step(start, setting, needs, wishes)
             if parts.average:
                 parts.average.update(setting.batch_size)
             # Reading the loss waits for the device: only where a rule asked for it.
@@ -129,12 +100,13 @@ def loop(run: Record, stop) -> None:
         schedule.observe(Observation(start, setting, loss if "loss" in needs else None, result.noise))
         shadowed = parts.shadows.observe(start, setting, loss, result.noise, looked)
         run.note_step(start, start - before, setting, result, schedule.figures() | shadowed)
-        if crossed(before, run.position, log_every) or ledger.clock() - run.fetched_at > 2:
+        told, save, fetch = result.wishes
+        if fetch or crossed(before, run.position, log_every):
             run.fetch()
-        if reason := stop():
+        if told:
             run.save()
-            raise Interrupted(reason)
-        if ledger.clock() - run.saved_at >= seconds:
+            raise Interrupted(reason or "another rank was told to stop")
+        if save:
             run.save()
 
 
@@ -153,16 +125,6 @@ def first_look(run: Record) -> bool:
     return run.position == 0 and any("validation" in s.needs for s in schedules)
 
 
-def compute_cause(parts: Parts, setting: Setting, measured: bool, shapes: set) -> str:
-    """What a step's time is booked under: a shape seen for the first time compiles, if anything is
-    compiled."""
-    shape = (min(parts.step.micro_batch, setting.batch_size), measured)
-    if not parts.hardware.compile or shape in shapes:
-        return "compute"
-    shapes.add(shape)
-    return "first_compile" if len(shapes) == 1 else "recompile"
-
-
 def finish(run: Record) -> dict:
     """Final checkpoint, evaluation, weights and summary of a run that has reached its budget."""
     parts, keep = run.parts, run.config["checkpoint"]["keep"] != "none"
@@ -174,38 +136,12 @@ def finish(run: Record) -> dict:
         errors["test"] = run.evaluate("test", parts.data.test)["error"]
     if keep:
         run.save_weights("weights.pt")
-    figures = summary_figures(run, errors)
+    figures = summary(run, errors)
     run.trackers.log(
         run.stamp("end", run.position) | {k: v for k, v in figures.items() if k not in ("phases", "ledger")}
     )
     run.trackers.sync()
-    summary = {"format": runs.FORMAT, "version": __version__} | figures
-    runs.write_json(run.folder / "summary.json", summary)
-    return summary
-
-
-def summary_figures(run: Record, errors: dict) -> dict:
-    """The fields of summary.json. errors: the final error of each evaluated split."""
-    run.trackers.sync()
-    seconds, node = run.ledger.training(), run.config
-    return dict(
-        **{group: node["options"][group] for group in ("model", "dataset", "schedule")},
-        seed=node["seed"],
-        epochs=node["epochs"],
-        steps=run.steps,
-        samples=run.trained,
-        epochs_trained=run.position / run.samples,
-        parameters=sum(p.numel() for p in run.model.parameters()),
-        final_test_error=errors.get("test"),
-        best_test_error=None if "validation" in errors or errors["test"] is None else run.best["test"],
-        final_validation_error=errors.get("validation"),
-        best_validation_error=None if errors.get("validation") is None else run.best["validation"],
-        final_train_loss=run.last_epoch[0] / run.last_epoch[1],
-        train_seconds=seconds,
-        wall_seconds=run.ledger.wall(),
-        images_per_second=run.trained / seconds,
-        weights_sha256=checkpoint.sha256(run.model),
-        peak_memory_bytes=run.parts.hardware.peak_memory(),
-        phases=run.phases,
-        ledger=run.ledger.read(),
-    )
+    figures = {"format": runs.FORMAT, "version": __version__} | figures
+    if run.writes:
+        runs.write_json(run.folder / "summary.json", figures)
+    return figures

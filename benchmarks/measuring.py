@@ -10,8 +10,8 @@ import argparse
 import statistics
 import time
 
-from adabatch import config
-from adabatch.build import build, choose_micro_batch
+from adabatch import config, memory
+from adabatch.build import build
 
 BATCHES = (32, 64, 128, 256)
 NEEDS = {
@@ -44,7 +44,7 @@ def main() -> None:
         tree = config.checked(config.load([*lines, *group, *asked.overrides])).config
     parts = build(tree)
     step = parts.step
-    step.micro_batch = choose_micro_batch(parts)
+    step.micro_batch = memory.choose(step, parts.schedule, tree, parts.data.classes)
     threads = parts.hardware.threads
     print(
         f"{type(step.model).__name__}, groups of {step.meter.size}, {threads} thread(s), {asked.pairs} "

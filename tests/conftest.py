@@ -24,11 +24,13 @@ def _know_the_environment() -> str:
     for name in list(os.environ):
         if name.startswith(("WANDB_", "SLURM_", "SUBMITIT_", "HYDRA_")):
             del os.environ[name]
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+                 "ADABATCH_LOCAL", "ADABATCH_LISTEN_FD"):  # fmt: skip
         os.environ.pop(name, None)
     scratch = tempfile.mkdtemp(prefix="adabatch-tests-")
     # Downloads and caches never reach the user's own data; a key in ~/.netrc would send test runs to W&B.
     os.environ["ADABATCH_DATA"] = os.path.join(scratch, "data")
+    os.environ["ADABATCH_CACHE"] = os.path.join(scratch, "cache")
     os.environ["NETRC"] = os.path.join(scratch, "netrc")
     return scratch
 

@@ -118,6 +118,11 @@ def test_a_typo_is_refused_with_what_was_meant(override, said):
         ("schedule.base_batch=0", "base_batch is positive"), ("schedule.base_batch=3.5", "whole number"),
         ("hardware.threads=x", "hardware.threads"), ("hardware.threads=true", "got True"),
         ("hardware.threads=0", "above 0"), ("seed=18446744073709551616", "2^63"),
+        ("hardware.processes=0", "null or a whole number above 0, got 0"),
+        ("hardware.processes=1.5", "got 1.5"), ("hardware.processes=all", "got 'all'"),
+        ("hardware.reduction=orderd", "one of fast, ordered, got 'orderd'. Did you mean 'ordered'"),
+        ("hardware.prefer=fast", "Did you mean 'fastest'"), ("hardware.join_timeout=0", "above 0, got 0"),
+        ("hardware.join_timeout=null", "a number of seconds"),
         ("model.norm=gost", "ghost"),
         ("model.ghost=0", "whole number from 2"), ("model.dropout=2", "below 1"),
         ("dataset.augment.pad=-3", "pixels from 0"), ("checkpoint.best=true", "set dataset.validation"),
@@ -143,11 +148,24 @@ def test_values_that_no_run_can_use_are_refused(override, said):
 
 @pytest.mark.parametrize(
     "override", ["epochs=0.5", "schedule.max_batch=512", "hardware.micro_batch=64", "hardware.threads=null",
+                 "hardware=local", "hardware.processes=3", "hardware.reduction=ordered",
+                 "hardware.join_timeout=9.5",
                  "schedule.decay.milestones=[1,2]", "trackers.wandb.tags=[a,b]", "clip_norm=1",
                  "+dataset.limit=100", "schedule.scaling=0.7", "schedule.base_lr=1"],
 )  # fmt: skip
 def test_values_that_make_sense_pass(override):
     checked(override)
+
+
+def test_every_option_of_hardware_has_the_same_keys_and_a_fixed_number_of_threads_where_processes_vary():
+    options = {
+        name: checked(f"hardware={name}").config["hardware"] for name in ("auto", "cpu", "gpu", "local")
+    }
+    assert len({tuple(sorted(node)) for node in options.values()}) == 1
+    alone = {name: (node["processes"], node["threads"]) for name, node in options.items()}
+    assert alone == {"auto": (None, None), "cpu": (None, None), "gpu": (None, None), "local": (2, 1)}
+    names = {checked("hardware=local", f"hardware.processes={n}").name for n in (1, 2, 5)}
+    assert len(names) == 1, "one run, one folder, whatever the number of processes"
 
 
 @pytest.mark.parametrize("experiment", ["typo: 1", "schedule:\n  grwth: 1", "hardware:\n  precison: bf16"])

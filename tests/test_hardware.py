@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adabatch.cutting import groups_in
+from adabatch import cutting
+from adabatch.cutting import groups_in, parts
 from adabatch.errors import UserError
 from adabatch.hardware import Hardware
 from adabatch.layers import group_sizes
@@ -21,11 +22,9 @@ counts, units, worlds, micros = (
 )
 
 
-def ranks(world):
-    for rank in range(world):
-        hardware = Hardware(device="cpu")
-        hardware.rank, hardware.world = rank, world
-        yield hardware
+def shares(count, unit, world, micro, **kwargs):
+    """The forward passes of each rank."""
+    return [parts(count, unit, micro, rank, world, **kwargs).passes for rank in range(world)]
 
 
 def borders(count, unit):
@@ -39,7 +38,7 @@ def test_groups_are_those_of_the_norm(count, unit):
 
 @given(counts, units, worlds)
 def test_rows_cover_the_batch_once_and_cut_at_group_borders(count, unit, world):
-    rows = [hardware.rows(count, unit) for hardware in ranks(world)]
+    rows = [cutting.rows(count, unit, rank, world) for rank in range(world)]
     assert [i for r in rows for i in range(count)[r]] == list(range(count))
     assert all(r.start in borders(count, unit) and r.stop in borders(count, unit) for r in rows)
     groups = [len([b for b in borders(count, unit) if r.start < b <= r.stop]) for r in rows]
@@ -48,16 +47,34 @@ def test_rows_cover_the_batch_once_and_cut_at_group_borders(count, unit, world):
 
 @given(counts, units, worlds, micros)
 def test_micro_batches_cover_the_rows_once_in_whole_groups(count, unit, world, micro):
-    for hardware in ranks(world):
-        rows = hardware.rows(count, unit)
-        parts = hardware.micro_batches(rows, count, unit, micro)
-        assert [i for p in parts for i in range(p.start, p.stop)] == list(range(rows.start, rows.stop))
-        assert all(p.start in borders(count, unit) and p.stop in borders(count, unit) for p in parts)
-        step = max(micro // unit, 1) * unit  # the grid
-        assert all(p.start == rows.start + i * step for i, p in enumerate(parts))
-        assert all(p.stop - p.start == step for p in parts[:-1])
-        if parts:  # the last may hold a joined remainder of less than half a group
-            assert 0 < parts[-1].stop - parts[-1].start < step + unit / 2
+    for rank, passes in enumerate(shares(count, unit, world, micro)):
+        rows = cutting.rows(count, unit, rank, world)
+        assert [i for p in passes for i in range(p.start, p.stop)] == list(range(rows.start, rows.stop))
+        assert all(p.start in borders(count, unit) and p.stop in borders(count, unit) for p in passes)
+        step = max(micro // unit, 1) * unit
+        assert all(p.start == rows.start + i * step for i, p in enumerate(passes))
+        assert all(p.stop - p.start == step for p in passes[:-1])
+        if passes:  # the last may hold a joined remainder of less than half a group
+            assert 0 < passes[-1].stop - passes[-1].start < step + unit / 2
+
+
+@given(counts, units, worlds, micros)
+def test_the_grid_is_the_same_passes_on_any_number_of_ranks(count, unit, world, micro):
+    (alone,) = shares(count, unit, 1, micro, grid=True)
+    several = shares(count, unit, world, micro, grid=True)
+    assert [p for passes in several for p in passes] == alone
+    assert max(map(len, several)) - min(map(len, several)) <= 1
+
+
+@given(counts, units, worlds, micros, st.integers(1, 4))
+def test_noise_groups_are_whole_and_the_same_on_any_number_of_ranks(count, unit, world, micro, groups):
+    size = groups * unit
+    (alone,) = [parts(count, unit, micro, 0, 1, group=size)]
+    several = [parts(count, unit, micro, rank, world, group=size) for rank in range(world)]
+    assert [g for share in several for g in share.parts] == alone.parts
+    assert alone.count == len(alone.parts) == len(group_sizes(count, size))
+    assert [g[-1].stop - g[0].start for g in alone.parts] == group_sizes(count, size)
+    assert [share.first for share in several] == [alone.count * rank // world for rank in range(world)]
 
 
 @pytest.mark.parametrize(
@@ -74,15 +91,12 @@ def test_micro_batches_cover_the_rows_once_in_whole_groups(count, unit, world, m
     ],
 )
 def test_table_of_cuts(count, unit, world, micro, expected):
-    found = [
-        [(p.start, p.stop) for p in hardware.micro_batches(hardware.rows(count, unit), count, unit, micro)]
-        for hardware in ranks(world)
-    ]
+    found = [[(p.start, p.stop) for p in passes] for passes in shares(count, unit, world, micro)]
     assert found == expected
 
 
 def test_alone_all_rows_are_ours():
-    assert Hardware(device="cpu").rows(100, 32) == slice(0, 100)
+    assert Hardware(device="cpu").parts(100, 32, 1000).passes == [slice(0, 100)]
 
 
 @pytest.mark.parametrize(

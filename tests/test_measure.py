@@ -1,11 +1,10 @@
 """The measuring itself on problems whose per-sample gradients can be written down, in float64."""
 
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from threads import together
 from torch import nn
 
 from adabatch import layers, optim
@@ -60,7 +59,7 @@ def built(model=None, data=None, group=64, micro_batch=16, loss=half_square, har
     layers.bind(model, micro)
     flat = Flat(model, [list(model.named_parameters())])
     optimizer = optim.SGD([{"params": [v]} for v in flat.vectors()], lr=0.0)
-    meter = Meter(flat, hardware, group, layers.ghost_size(model), **kwargs)
+    meter = Meter(flat, group, layers.ghost_size(model), **kwargs)
     step = Step(
         model, model, flat, optimizer, loss, Given(*data), hardware, micro, micro_batch, None, None, meter
     )
@@ -136,26 +135,14 @@ def test_the_divisor_does_not_matter():
 
 
 def ranks(world, work):
-    """What `work(hardware)` returns on each of `world` ranks, which are threads that add up their tensors."""
-    barrier, slots = threading.Barrier(world, timeout=60), [None] * world
+    """What `work(hardware)` returns on each of `world` ranks."""
 
-    def rank(index):
+    def rank(own):
         hardware = Hardware(device="cpu", precision="fp64", threads=1)
-        hardware.rank, hardware.world = index, world
-
-        def all_reduce(*tensors):
-            for tensor in tensors:
-                slots[index] = tensor.clone()
-                barrier.wait()
-                total = torch.stack(slots).sum(0)
-                barrier.wait()
-                tensor.copy_(total)
-
-        hardware.all_reduce = all_reduce
+        hardware.ranks = own
         return work(hardware)
 
-    with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(rank, range(world)))
+    return together(world, rank)
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])
@@ -290,7 +277,7 @@ def test_parts_sum_to_the_whole():
     step, _ = built(model)
     flat = Flat(model, [[("weight", model.weight)], [("bias", model.bias)]])
     step.flat = flat
-    step.meter = Meter(flat, step.hardware, 64, 1)
+    step.meter = Meter(flat, 64, 1)
     noise = step(0, setting(231), ALL).noise
     g = gradients(linear_data(), 0, 231)
     for part, columns in zip(noise.parts, (slice(0, SIZE), slice(SIZE, None)), strict=True):
@@ -306,7 +293,7 @@ def test_the_preconditioned_metric_is_that_of_adam():
     beta, eps = 0.9, 1e-3
     step.optimizer = torch.optim.Adam(model.parameters(), betas=(0.5, beta), eps=eps)
     metric = optim.preconditioner(step.optimizer, step.flat)
-    step.meter = Meter(step.flat, step.hardware, 64, 1, metric=metric)
+    step.meter = Meter(step.flat, 64, 1, metric=metric)
     assert metric() is None and step(0, setting(231), ALL).noise is None  # no second moments yet
     second = (1 - beta) * gradients(linear_data(), 0, 231).mean(0) ** 2
     for updates, start in ((1, 231), (2, 462), (3, 693)):

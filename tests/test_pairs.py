@@ -6,6 +6,7 @@ from support import resolved
 
 from adabatch.build import build
 from adabatch.data.samples import Subset
+from adabatch.evaluation import evaluate
 
 DATA = {
     "digits": ("dataset=digits", "dataset.limit=8"),
@@ -39,7 +40,7 @@ def one_step(*overrides):
     assert torch.isfinite(result.loss) and 0 <= result.wrong <= 4
     assert not torch.equal(parts.step.flat.params, before)
     few = Subset(parts.data.test, torch.arange(4))
-    loss, error = parts.step.evaluate(few, parts.prepare, parts.loss, 4)
+    loss, error = evaluate(parts.step.model, parts.hardware, few, parts.prepare, parts.loss, 4)
     assert 0 <= error <= 1 and loss > 0
 
 

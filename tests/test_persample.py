@@ -14,9 +14,9 @@ from torch import nn
 from adabatch import layers, runs
 from adabatch.errors import UserError
 from adabatch.flat import Flat
+from adabatch.losses import cross_entropy
 from adabatch.persample import Singles, squared_norms
 from adabatch.schedules import Setting
-from adabatch.step import cross_entropy
 
 NEEDS = frozenset({"per_sample", "epoch_sum"})
 

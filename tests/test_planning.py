@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -211,15 +212,21 @@ def test_a_plan_is_what_the_run_does(tmp_path, capsys):
         assert (phase["micro_batch"], phase["accumulation"]) == (row["micro_batch"], row["accumulation"])
 
 
-@pytest.mark.parametrize("unit, micro", [(32, 32), (32, 100), (16, 20), (8, 1000)])
-def test_forward_passes_are_those_of_the_hardware(capsys, unit, micro):
+@pytest.mark.parametrize("reduction", ["fast", "ordered"])
+@pytest.mark.parametrize("unit, micro, world", [(32, 32, 1), (32, 100, 2), (16, 20, 3), (8, 1000, 1)])
+def test_forward_passes_are_those_of_the_hardware(capsys, unit, micro, world, reduction):
+    """Of the rank that has most of the batch."""
     overrides = ("schedule=adabatch", "schedule.base_batch=39", f"model.ghost={unit}")
+    overrides += (f"hardware.processes={world}", f"hardware.reduction={reduction}")
     found = planned(capsys, *overrides, f"hardware.micro_batch={micro}")
-    hardware = Hardware(device="cpu")
+    hardware = Hardware(device="cpu", reduction=reduction)
     for phase in found["phases"]:
-        batch = phase["batch_size"]
-        passes = hardware.micro_batches(hardware.rows(batch, unit), batch, unit, micro)
-        assert phase["accumulation"] == len(passes)
+        ranks = []
+        for rank in range(world):
+            hardware.ranks = SimpleNamespace(rank=rank, world=world)
+            ranks.append(hardware.parts(phase["batch_size"], unit, micro).passes)
+        assert phase["accumulation"] == max(map(len, ranks))
+        passes = [p for own in ranks for p in own]
         assert phase["micro_batch"] == max(p.stop - p.start for p in passes)
 
 

@@ -13,7 +13,8 @@ from adabatch.planning.warnings import warnings
 class Plan:
     """found: the phases; of a closed loop as if it never decided, and only the first is certain. closed: what
     is known of a closed loop, None for an open one. curve: see `phases.curve`. micro, unit: samples of a
-    forward pass as asked for (None: auto) and of a ghost group (None: only the network knows)."""
+    forward pass as asked for (None: auto) and of a ghost group (None: only the network knows). hardware: the
+    configuration's."""
 
     overrides: tuple
     options: dict
@@ -26,13 +27,21 @@ class Plan:
     notes: list[str]
     micro: int | None
     unit: int | None
+    hardware: dict
+
+    @property
+    def world(self) -> int:
+        """Processes, as far as the configuration says."""
+        return self.hardware.get("processes") or 1
 
     def cut(self, batch: int) -> tuple[int | None, int | None]:
-        """(largest forward pass, forward passes) of a batch; None where it is not known in advance."""
+        """(largest forward pass, most forward passes of a process) of a batch; None where it is not known in
+        advance."""
         if self.micro is None or self.unit is None:
             return None, None
-        passes = cutting.passes(slice(0, batch), batch, self.unit, self.micro)
-        return max(p.stop - p.start for p in passes), len(passes)
+        grid = self.hardware.get("reduction") == "ordered"
+        passes, largest = cutting.share(batch, self.unit, self.micro, self.world, grid=grid)
+        return largest, passes
 
     def json(self) -> dict:
         """The contract: phases, warnings, forecast; beside it what the table shows too."""
@@ -111,4 +120,5 @@ def planned(config: dict, overrides=(), notes=()) -> Plan:
         notes=list(notes),
         micro=micro if isinstance(micro, int) else None,
         unit=unit,
+        hardware=config["hardware"],
     )

@@ -48,7 +48,8 @@ def forward(plan: Plan, batch: int) -> str:
     """How a batch is cut: "128 x 4", or who knows."""
     micro, passes = plan.cut(batch)
     if passes:
-        return f"{micro:,} x {passes:,}"
+        world = f"{plan.world} x " if plan.world > 1 else ""
+        return f"{world}{micro:,} x {passes:,}"
     return "auto" if plan.micro is None else "the network's"
 
 

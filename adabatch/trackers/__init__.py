@@ -93,6 +93,18 @@ class Trackers:
                 tracker.close(exit_code)
 
 
+class Silent:
+    """Of a rank that writes nothing: the same calls."""
+
+    rows = 0
+
+    def resume(self, position: int, rows: int) -> None: ...
+    def log(self, row: dict) -> None: ...
+    def sync(self) -> None: ...
+    def forget(self) -> None: ...
+    def close(self, exit_code: int = 0) -> None: ...
+
+
 class Optional:
     """A tracker that the run can do without.
 

@@ -1,0 +1,33 @@
+"""Whether all ranks still hold the same run: asked at the start and at every checkpoint."""
+
+import torch
+
+SAMPLES = 64  # whose bits are compared
+
+
+def tensors(value, name: str) -> list:
+    """(name, tensor) of every tensor in nested dicts and lists."""
+    if torch.is_tensor(value):
+        return [(name, value)]
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, item in inner for found in tensors(item, f"{name} {key}")]
+
+
+def agree(run) -> None:
+    """RuntimeError, with the name of what differs, unless every rank has the same weights, statistics and
+    optimizer, the same schedule and the same data before it. run: a `Record`."""
+    parts, ranks = run.parts, run.parts.hardware.ranks
+    if ranks.world == 1:
+        return
+    named = [(f"weights {name}", t) for name, t in run.model.state_dict().items()]
+    named += tensors(parts.step.optimizer.state_dict(), "optimizer")
+    start, stream = parts.schedule.start(run.position), parts.step.stream
+    x, y = stream.batch(start, start + SAMPLES)
+    named += [
+        ("data: order", stream.indices(start, start + SAMPLES)),
+        ("data: inputs", x),
+        ("data: labels", y),
+    ]
+    text = repr((run.position, run.steps, parts.schedule.state_dict())).encode()
+    named.append(("schedule", torch.frombuffer(bytearray(text), dtype=torch.uint8)))
+    ranks.same(named)

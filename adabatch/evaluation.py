@@ -1,0 +1,39 @@
+"""Loss and share of wrong answers of a split, the work shared by the ranks."""
+
+import torch
+
+from adabatch.losses import errors
+
+
+def chunk_of(micro_batch: int) -> int:
+    """Samples in one forward pass of an evaluation, which keeps no activations: more than in training, but
+    tied to it, so that a micro-batch chosen for little memory is heeded here too."""
+    return min(4 * micro_batch, max(micro_batch, 256))
+
+
+@torch.no_grad()
+def evaluate(model, hardware, samples, prepare, loss, chunk: int) -> tuple[float, float | None]:
+    """(mean loss, share of wrong answers or None) over all of `samples`, in passes of `chunk`.
+
+    Each pass is one rank's, and has sums of its own, which are added in one order at the end: the figures are
+    the same bits on any number of ranks.
+    """
+    ranks, counted = hardware.ranks, True
+    starts = range(0, len(samples), chunk)
+    sums = torch.zeros(len(starts), 2, dtype=torch.float64, device=hardware.device)
+    model.eval()
+    for index in range(ranks.rank, len(starts), ranks.world):
+        start = starts[index]
+        inputs, labels = samples.read(torch.arange(start, min(start + chunk, len(samples))))
+        labels = labels.to(hardware.device)
+        with hardware.autocast():
+            outputs = model(prepare(inputs))  # not compiled: each shape would cost a compilation
+        outputs = outputs.to(hardware.dtype)
+        sums[index, 0] = loss(outputs, labels).sum().double()
+        wrong = errors(outputs, labels)
+        counted = counted and wrong is not None
+        sums[index, 1] = wrong if counted else 0
+    model.train()
+    (uncounted,) = ranks.reduce(sums, flags=[not counted])
+    loss_sum, wrong_sum = sums.cpu().sum(0).tolist()
+    return loss_sum / len(samples), None if uncounted else wrong_sum / len(samples)

@@ -1,0 +1,101 @@
+"""Signals: a reason to stop for a process that trains; for the parent of such processes, passing them on."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into a reason to stop at the next step; a second SIGINT interrupts at
+    once.
+
+    Works as a context. Outside the main thread Python delivers no signals, and nothing is installed.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.reason, self.quiet = None, quiet
+        self.twice, self.over = False, False  # over: training has ended, there is nothing to interrupt
+        self._before = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread() and not self._before:
+            for number in NUMBERS:
+                self._before[number] = signal.signal(number, self._noted)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _noted(self, number, _frame) -> None:
+        if self.reason and number == signal.SIGINT:
+            self.twice = True
+            if self.over:
+                return
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name
+        if self.quiet:
+            return
+        # Not through logging: the signal may have come while a handler held its lock.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self.reason}: saving at the next step (Ctrl-C again stops without)\n".encode())
+
+
+class Forward:
+    """Passes SIGINT and SIGTERM on to child processes, once each. These have process groups of their own, so
+    that Ctrl-C in a terminal does not reach them a second time."""
+
+    def __init__(self):
+        self.count, self._senders, self._pending, self._before = 0, None, [], {}
+
+    def __enter__(self) -> "Forward":
+        if threading.current_thread() is threading.main_thread():
+            for number in NUMBERS:
+                self._before[number] = signal.signal(number, self._got)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def to(self, *senders) -> None:
+        """From now on to these, and what has come so far too. senders: called with the signal's number."""
+        self._senders = senders
+        for number in self._pending:
+            self._send(number)
+
+    def _got(self, number, _frame) -> None:
+        self.count += 1
+        if self._senders is None:
+            self._pending.append(number)
+        else:
+            self._send(number)
+
+    def _send(self, number) -> None:
+        for sender in self._senders:
+            with contextlib.suppress(ProcessLookupError):
+                sender(number)
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGTERM (save and stop) when the parent is gone, so that a killed parent leaves nothing running. Linux
+    only."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def name(number: int) -> str:
+    """'signal 9 (SIGKILL)'."""
+    known = number in set(signal.Signals)
+    return f"signal {number} ({signal.Signals(number).name})" if known else f"signal {number}"

@@ -1,0 +1,93 @@
+"""hardware.compile=true compiles a network once for a micro-batch, however often the batch changes.
+
+Counted where torch.compile hands a graph to its backend; the backend here runs the graph as it is, because
+what inductor makes of it would only cost minutes.
+"""
+
+import pytest
+import torch
+from support import SMALL, difference, run
+
+from adabatch import runs
+from adabatch.data.stream import Stream
+
+# Batches of 16, 32, 64 and 128 in 5 epochs of 300; the last one is cut.
+GROWING = (
+    *SMALL, "epochs=5", "hardware.compile=true", "schedule=adabatch", "schedule.base_batch=16",
+    "schedule.max_batch=128", "schedule.growth.every_samples=300", "model.ghost=8",
+)  # fmt: skip
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Samples in the inputs of each graph that is compiled."""
+    sizes, compile = [], torch.compile
+
+    def counting(graph, inputs):
+        sizes.append(next(t.shape[0] for t in inputs if t.dim() == 4 and t.shape[1:] == (3, 8, 8)))
+        return graph.forward
+
+    def compiles(model, **options):
+        torch._dynamo.reset()
+        return compile(model, backend=counting, **options)
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    yield sizes
+    torch._dynamo.reset()
+
+
+def passes(folder) -> list:
+    """(batch, largest micro-batch, forward passes) of each step."""
+    rows = [row for row in runs.read_rows(folder) if row["event"] == "train"]
+    return [(row["batch_size"], row["micro_batch"], row["accumulation"]) for row in rows]
+
+
+def test_one_compilation_for_a_run_whose_batch_changes_three_times(compiled, tmp_path):
+    run(tmp_path / "run", *GROWING)
+    sizes = [batch for batch, *_ in passes(tmp_path / "run")]
+    assert sorted(set(sizes[:-1])) == [16, 32, 64, 128] and sizes[-1] not in (16, 32, 64, 128)  # cut
+    assert {micro for _, micro, _ in passes(tmp_path / "run")} == {16}
+    assert compiled == [16]
+
+
+@pytest.mark.parametrize("micro, expected", [(8, [8]), (32, [32]), (256, [])])
+def test_only_passes_of_the_whole_micro_batch_are_compiled(micro, expected, compiled, tmp_path):
+    """256 is never reached: no shape stands for the others, each of which is eager."""
+    run(tmp_path / "run", *GROWING, f"hardware.micro_batch={micro}")
+    assert compiled == expected
+
+
+def test_a_second_one_only_after_the_micro_batch_was_halved(compiled, tmp_path, monkeypatch):
+    batch, asked = Stream.batch, []
+
+    def fails_once(self, *rows):
+        asked.append(rows)
+        if len(asked) == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch(self, *rows)
+
+    monkeypatch.setattr(Stream, "batch", fails_once)
+    run(tmp_path / "run", *GROWING)
+    assert {micro for _, micro, _ in passes(tmp_path / "run")} == {16, 8}
+    assert compiled == [16, 8]
+
+
+@pytest.mark.parametrize("every", [0, 0.5])
+def test_measured_steps_compile_no_other_shape(every, compiled, tmp_path):
+    """They are made of passes of a noise group at most, so all steps are, and that is what is compiled."""
+    own = (
+        "schedule=noise_scale", "schedule.noise_group=8", "schedule.max_batch=64", "schedule.hysteresis=0.01",
+        "schedule.base_batch=16", f"schedule.measure_every={every}",
+    )  # fmt: skip
+    run(tmp_path / "run", *(o for o in GROWING if not o.startswith("schedule")), *own)
+    assert len({batch for batch, *_ in passes(tmp_path / "run")}) > 1
+    assert compiled == [8]
+
+
+def test_compiled_and_eager_agree(compiled, tmp_path):
+    """In float64, over all those changes."""
+    own = (*GROWING, "hardware.precision=fp64")
+    run(tmp_path / "compiled", *own)
+    run(tmp_path / "eager", *own, "hardware.compile=false")
+    a, b = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("compiled", "eager"))
+    assert compiled == [16] and difference(a, b) < 1e-10
