@@ -1,0 +1,281 @@
+"""Which runs are made, and how each is compared with which."""
+
+from adabatch import checkpoint, cutting
+from adabatch.errors import UserError
+from adabatch.verify import comparing, data
+from adabatch.verify.check import Check
+from adabatch.verify.processes import Made, Processes
+from adabatch.verify.promises import PARTED, promised
+from adabatch.verify.recorded import Recorded, read
+from adabatch.verify.rows import unlike_rows
+
+KINDS = ("twice", "killed", "micro-batch", "processes", "elastic")  # what --only chooses from
+
+
+class Failed(Exception):
+    """A run that did not do what it was started for; the message says why."""
+
+
+class Verification:
+    """config: the user's, checked. worlds: numbers of processes beside one. micros: micro-batches, None =
+    chosen here. only: of KINDS."""
+
+    def __init__(self, processes: Processes, config: dict, worlds: list[int], micros, only):
+        self.processes, self.config, self.only = processes, config, only
+        self.worlds, self.micros = [w for w in worlds if w > 1], micros
+        self.precision = config["hardware"].get("precision", "fp32")
+        self.seen: list[tuple[str, Recorded]] = []
+        self.made: dict[str, Made] = {}
+        self.earlier: dict[str, str] = {}  # which run another went on from
+        self.begun: dict[str, int] = {}  # where a run, or the going on of one, took its first step
+        self.no_float64 = None  # why not
+
+    def checks(self) -> list[Check]:
+        """All of them. UserError: the command itself was refused."""
+        try:
+            reference = self.run("reference")
+        except Failed as error:
+            return [Check("reference", None, 0.0, False, str(error))]
+        self.meta, self.references = reference.meta, {self.precision: reference}
+        if self.only is None or {"micro-batch", "processes"} & set(self.only):
+            self.micros = self.micros or micro_batches(reference)
+        rows = []
+        for kind, work in zip(KINDS, (self.twice, self.killed, self.cut, self.worlds_, self.elastic)):
+            if self.only is None or kind in self.only:
+                rows += work()
+        expected = self.processes.expected(self.config, self.meta["samples"])
+        held = bool(self.config["schedule"].get("hold"))
+        general = [data.schedule(self.seen, expected, held), data.order(self.seen, expected)]
+        return general + [data.inputs(self.seen, self.references), data.norms(self.meta)] + rows
+
+    # -- runs --------------------------------------------------------------------------------------
+
+    def run(self, name: str, *overrides: str, after: str | None = None, **more) -> Recorded:
+        """A run that reached its end, as recorded. after: the killed run that it goes on from. Failed: it
+        did not."""
+        made = self.processes.run(name, *overrides, going_on=self.made.get(after), **more)
+        if made.failure:
+            raise Failed(made.failure)
+        self.made[name] = made
+        if after:
+            self.earlier[name] = after
+        found = self.written(name)
+        found.meta["claims_ghost"] = self.config["model"].get("norm") == "ghost"
+        self.seen.append((name, found))
+        return found
+
+    def kill(self, name: str, *overrides: str, twice: bool = False) -> None:
+        """A run that kills itself once a step under the changed batch is done; made once. twice: also
+        before the change, so that a sitting begins on either side of it."""
+        if name in self.made:
+            return
+        steps = self.references[self.precision].steps
+        changes = [i for i, step in enumerate(steps) if step.divisor != steps[0].divisor]
+        count = max(1, min(changes[0] + 1 if changes else len(steps) // 2, len(steps) - 1))
+        earlier = None
+        if twice and count > 2:
+            earlier = self.struck(f"{name} before the change", count - 2, None, *overrides)
+            self.earlier[name] = f"{name} before the change"
+        self.struck(name, 2 if earlier else count, earlier, *overrides)
+
+    def struck(self, name: str, count: int, earlier: Made | None, *overrides: str) -> Made:
+        """A run, or the going on of one, that has killed itself after `count` steps. Failed: it has not."""
+        made = self.processes.run(name, *overrides, kill_after=count, going_on=earlier)
+        if made.code == 0 or not (made.folder / "checkpoint.pt").exists():
+            raise Failed(made.failure or f"it was to kill itself after {count} steps and came to its end")
+        self.made[name] = made
+        return made
+
+    def written(self, name: str) -> Recorded:
+        """What the witnesses of a run wrote, those of earlier sittings included. Failed: nothing."""
+        try:
+            found = read(self.made[name].witness)
+        except (ValueError, OSError) as error:
+            raise Failed(str(error)) from None
+        self.begun[name] = found.steps[0].start if found.steps else 0
+        return found.after(self.written(self.earlier[name])) if name in self.earlier else found
+
+    def in_float64(self) -> Recorded | None:
+        """The reference in float64; None where this network cannot be run in it."""
+        if "fp64" not in self.references and self.no_float64 is None:
+            try:
+                self.references["fp64"] = self.run("reference fp64", "hardware.precision=fp64")
+            except (Failed, UserError) as error:
+                self.no_float64 = f"it cannot be run in float64 ({str(error).splitlines()[-1][:120]})"
+        return self.references.get("fp64")
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    def twice(self) -> list[Check]:
+        return [self.bitwise("the same command twice", "same", "reference", lambda name: self.run(name))]
+
+    def killed(self) -> list[Check]:
+        def work(name):
+            self.kill("killed", twice=True)
+            return self.run(name, after="killed")
+
+        return [self.bitwise("killed twice and resumed", "resumed", "reference", work)]
+
+    def cut(self) -> list[Check]:
+        """Other micro-batches: weights in float64, one in the user's own precision by its gradient."""
+        if not self.micros:
+            text = "a batch is one ghost group: there is no other micro-batch"
+            return [Check("another micro-batch", None, None, True, text)]
+        named = [(f"micro-batch {m}", f"hardware.micro_batch={m}") for m in self.micros]
+        return self.otherwise(named)
+
+    def worlds_(self) -> list[Check]:
+        """Several processes; under reduction=ordered the same bits as one."""
+        named = [(f"{w} processes", f"hardware.processes={w}") for w in self.worlds]
+        rows = self.otherwise(named)
+        if self.config["hardware"].get("reduction") != "ordered" or not named:
+            return rows
+        micro = f"hardware.micro_batch={(self.micros or [self.meta['micro_batch']])[0]}"
+        try:
+            self.run("ordered, 1 process", micro)
+        except Failed as error:
+            return [*rows, Check("ordered, 1 process", None, 0.0, False, str(error))]
+        for name, line in named:
+            work = lambda row, line=line: self.run(row, micro, line)  # noqa: E731
+            rows.append(self.bitwise(f"ordered, {name}", "ordered", "ordered, 1 process", work, rows=False))
+        return rows
+
+    def elastic(self) -> list[Check]:
+        """Killed with several processes, resumed with others."""
+        if not self.worlds:
+            return []
+        first, *others = self.worlds
+        if self.in_float64() is None:
+            return []  # the rows of other numbers of processes compare gradients instead
+        precision = ["hardware.precision=fp64"]
+        begun, failure = f"killed with {first} processes", None
+        try:
+            self.kill(begun, f"hardware.processes={first}", *precision)
+        except Failed as error:
+            failure = str(error)
+        rows = []
+        for world in (1, *others):
+            name = f"{begun}, resumed with {world}"
+            if failure:
+                bound = promised("cut", self.meta)[0]
+                rows.append(Check(name, None, bound, False, failure))
+                continue
+            work = lambda row, w=world: self.run(  # noqa: E731
+                row, f"hardware.processes={w}", *precision, after=begun
+            )
+            rows.append(self.weights(name, work))
+        return rows
+
+    def otherwise(self, named: list[tuple[str, str]]) -> list[Check]:
+        """Rows of runs that cut the batch otherwise: (name, override) each."""
+        rows, whole = [], self.in_float64()
+        if self.precision != "fp64":
+            for name, line in named[: 1 if whole else None]:
+                rows.append(self.gradient(f"{name}, {self.precision}: gradient of one step", line))
+        for name, line in named if whole else ():
+            lines = ("hardware.precision=fp64", line)
+            work = lambda row, lines=lines: self.run(row, *lines)  # noqa: E731
+            rows.append(self.weights(f"{name}, fp64", work))
+        return rows
+
+    # -- comparisons -------------------------------------------------------------------------------
+
+    def bitwise(self, name: str, kind: str, to: str, work, rows: bool = True) -> Check:
+        """The same bits as the run `to`. work(name): makes the run. rows: metrics and summary too."""
+        bound, why = promised(kind, self.meta)
+        try:
+            theirs = work(name)
+        except Failed as error:
+            return Check(name, None, bound, False, str(error))
+        ours = dict(self.seen)[to]
+        far, tensor = comparing.difference(self.weights_of(name), self.weights_of(to))
+        parted = comparing.parting(ours, theirs, 0.0)
+        said = None if not rows else unlike_rows(self.made[to], self.made[name])
+        position = comparing.weights_part(ours, theirs, 0.0)
+        if bound is None:
+            return Check(name, far, None, True, why, position)
+        passed = far == 0 and parted is None and said is None
+        reason = None if passed else self.reason(parted, tensor, theirs) if parted or far else said
+        return Check(name, far, bound, passed, reason, position)
+
+    def weights(self, name: str, work) -> Check:
+        """Weights after the run within the promise of float64."""
+        bound, why = promised("cut", self.meta)
+        try:
+            theirs = work(name)
+        except Failed as error:
+            return Check(name, None, bound, False, str(error))
+        ours, to = self.references["fp64"], "reference" if self.precision == "fp64" else "reference fp64"
+        far, tensor = comparing.difference(self.weights_of(name), self.weights_of(to))
+        position = comparing.weights_part(ours, theirs, PARTED if bound is None else bound)
+        if bound is None:
+            return Check(name, far, None, True, why, position)
+        parted = comparing.parting(ours, theirs, bound / 10)
+        passed = far <= bound and (parted is None or parted.stage not in (*comparing.DATA, "rate", "ranks"))
+        return Check(
+            name, far, bound, passed, None if passed else self.reason(parted, tensor, theirs), position
+        )
+
+    def gradient(self, name: str, line: str) -> Check:
+        """The gradient of one step from equal state, that of the killed run's checkpoint, which one process
+        of the user's own precision wrote; the step lies behind the change of batch."""
+        bound, why = promised("gradient", self.meta)
+        try:
+            self.kill("killed", twice=True)
+            theirs = self.run(name, line, after="killed")
+        except Failed as error:
+            return Check(name, None, bound, False, str(error))
+        ours, begin = self.references[self.precision], self.begun[name]
+        a, b = (next((s for s in run.steps if s.start == begin), None) for run in (ours, theirs))
+        if a is None:
+            text = f"schedule: a step starts at {begin:,}, where the reference has none"
+            return Check(name, None, bound, False, text, begin)
+        far, tensor = comparing.worst_gradient(ours, a, b)
+        far = comparing.relative(b.norms, a.norms) if far is None else far
+        position = comparing.weights_part(ours, theirs, PARTED)
+        if bound is None:
+            return Check(name, far, None, True, why, position)
+        found = comparing.of_data(a, b) or comparing.of_step(ours, a, b, bound)
+        note = f"{self.no_float64}: compared by a gradient" if self.no_float64 else None
+        reason = note if far <= bound else self.reason(found, tensor, theirs)
+        return Check(name, far, bound, far <= bound, reason, position)
+
+    def weights_of(self, name: str) -> dict:
+        """The weights and buffers that training left, not their average."""
+        return checkpoint.load(self.made[name].folder / "checkpoint.pt")["model"]
+
+    def reason(self, parted, tensor: str | None, run: Recorded) -> str:
+        """Why a promise was broken, as far as it is known."""
+        said = str(parted) if parted else f"small differences throughout, the largest in {tensor}"
+        layers = run.meta["plain_norms"] + run.meta["torch_dropouts"]
+        if parted and parted.stage == "forward" and layers:
+            said += f"; layers that depend on the cut: {', '.join(layers[:3])}"
+        if any(step.drew for step in run.steps):
+            said += "; the forward pass draws from torch's generator (a dropout of its own?)"
+        if run.meta["device"] != "cpu" and not run.meta["deterministic"]:
+            said += "; kernels of this GPU may add in any order (hardware.deterministic=true)"
+        return said
+
+
+def micro_batches(reference: Recorded) -> list[int]:
+    """Two micro-batches, if there are so many, that cut the reference's batches otherwise than it did: about
+    halves, and one that does not divide the batch."""
+    unit, sizes = reference.meta["unit"], sorted({step.batch for step in reference.steps})
+
+    def cut(micro: int) -> list[tuple]:
+        return [tuple(p.stop for p in cutting.passes(slice(0, b), b, unit, micro)) for b in sizes]
+
+    def usable(micro: int) -> bool:  # a pass of a single sample has no variance in a plain batch norm
+        ends = [(0, *row) for row in cut(micro)]
+        return unit > 1 or all(b - a > 1 for row in ends for a, b in zip(row, row[1:]))
+
+    smallest = next((b for b in sizes if b >= 2 * unit), sizes[-1])
+    halves = cutting.whole_groups(smallest // 2, unit)
+    near = {b: sorted(range(unit, b, unit), key=lambda m, b=b: abs(m - 2 * b / 3)) for b in sizes}
+    odd = [m for b in (smallest, sizes[-1]) for m in near[b] if b % m]
+    found, known = [], [cut(reference.meta["micro_batch"])]
+    for micro in (halves, *odd, *(m for m in (unit,) if unit > 1)):
+        if usable(micro) and cut(micro) not in known and len(found) < 2:
+            found.append(micro)
+            known.append(cut(micro))
+    return found
