@@ -1,6 +1,10 @@
 """Whether all ranks still hold the same run: asked at the start and at every checkpoint."""
 
+import hashlib
+
 import torch
+
+from adabatch.errors import UserError
 
 SAMPLES = 64  # whose bits are compared
 
@@ -14,8 +18,8 @@ def tensors(value, name: str) -> list:
 
 
 def agree(run) -> None:
-    """RuntimeError, with the name of what differs, unless every rank has the same weights, statistics and
-    optimizer, the same schedule and the same data before it. run: a `Record`."""
+    """RuntimeError, or UserError for the data, with the name of what differs, unless every rank has the same
+    weights, statistics and optimizer, the same schedule and the same data before it. run: a `Record`."""
     parts, ranks = run.parts, run.parts.hardware.ranks
     if ranks.world == 1:
         return
@@ -24,10 +28,21 @@ def agree(run) -> None:
     start, stream = parts.schedule.start(run.position), parts.step.stream
     x, y = stream.batch(start, start + SAMPLES)
     named += [
+        ("data: number of samples", torch.tensor([len(stream)])),
         ("data: order", stream.indices(start, start + SAMPLES)),
         ("data: inputs", x),
         ("data: labels", y),
     ]
     text = repr((run.position, run.steps, parts.schedule.state_dict())).encode()
-    named.append(("schedule", torch.frombuffer(bytearray(text), dtype=torch.uint8)))
-    ranks.same(named)
+    digest = hashlib.blake2b(text, digest_size=8).digest()  # of one length, whatever is written there
+    named.append(("schedule", torch.frombuffer(bytearray(digest), dtype=torch.uint8)))
+    try:
+        ranks.same(named)
+    except RuntimeError as error:
+        if "data: " not in str(error):
+            raise
+        what = str(error).split(" has not")[0].removeprefix("data: ")
+        raise UserError(
+            f"the ranks have different data ({what}): a loader returns the same samples in the same order in "
+            "every process. Seed what it draws, and see that all hosts have the same files"
+        ) from None

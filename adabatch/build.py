@@ -212,6 +212,8 @@ def build(config: dict, ledger=None, meeting=None) -> Parts:
     planned = plan.schedule(config, len(parts.train))
     plan.refuse_blind(planned, config["dataset"].get("validation"))
     model = network(config["model"], parts, config["seed"], hardware, config["dataset"].get("size")).train()
+    if hardware.ranks.rank:  # torch's own dropout must not draw one mask for all ranks
+        torch.manual_seed(draws.key(config["seed"], draws.INIT, hardware.ranks.rank) >> 1)
     prepare = preparation(config["dataset"], parts, model, hardware)
     parts.train, parts.validation, parts.test = (
         on_device(split, hardware.device) for split in (parts.train, parts.validation, parts.test)

@@ -9,7 +9,7 @@ from adabatch import runs, targets
 from adabatch.errors import UserError
 
 TRUSTED = tuple(
-    f"adabatch.{part}." for part in ("models", "data", "schedules", "optim", "hardware", "losses")
+    f"adabatch.{part}." for part in ("models", "data", "schedules", "optim", "hardware", "losses", "step")
 )
 TRUSTED += ("torch.nn.", "torch.optim.")
 

@@ -53,13 +53,20 @@ def warn_of_idle_ranks(run, batch: int) -> None:
     if hardware.ordered:
         groups = hardware.parts(batch, unit, run.parts.step.micro_batch).count
     if groups < world:
-        what = "micro-batch" if hardware.ordered else f"ghost group of {unit}" if unit > 1 else "sample"
+        what = "micro-batch" if hardware.ordered else "ghost group" if unit > 1 else "sample"
         log.warning(
-            "a batch of %d is %d %s%s: %d of %d processes have nothing to do (a larger batch, a smaller "
+            "a batch of %d is %d %s%s%s, which leaves %d of %d processes without work (a larger batch, a "
+            "smaller "
             "model.ghost%s or fewer processes)",
-            batch, groups, what, "" if groups == 1 else "s", world - groups, world,
+            batch,
+            groups,
+            what,
+            "" if groups == 1 else "s",
+            f" of {unit}" if what == "ghost group" else "",
+            world - groups,
+            world,
             ", hardware.micro_batch" if hardware.ordered else "",
-        )  # fmt: skip
+        )
 
 
 def summary(run, errors: dict) -> dict:

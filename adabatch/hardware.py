@@ -13,6 +13,12 @@ PRECISIONS = ("fp32", "bf16", "tf32", "fp64")
 ACTIVATIONS = {"cpu": 1 << 30, "cuda": 0.4}  # micro_batch=auto: bytes, or a share of the device's memory
 
 
+def own_gpu(device: torch.device, local: int, count: int) -> torch.device:
+    """The GPU of the process `local` among those of its host, by its number: torch sets no other as current.
+    One that was asked for by number stays."""
+    return torch.device("cuda", local % count if device.index is None else device.index)
+
+
 class Hardware:
     """One process's share of the machine.
 
@@ -91,13 +97,13 @@ class Hardware:
     def set_up(self, meeting=None) -> None:
         """Set the process-wide switches of torch, and join the other ranks. Called once, before the network
         is built."""
-        if meeting:
-            if self.device.type == "cuda" and self.device.index is None:
-                local = meeting.place.local % torch.cuda.device_count()  # a job sees its own GPUs only
-                self.device = torch.device("cuda", local)
-            self.ranks = Ranks(meeting, self.device)
         if self.device.type == "cuda":
+            local = meeting.place.local if meeting else torch.cuda.current_device()
+            # A job sees its own GPUs only; where there are fewer than processes they share.
+            self.device = own_gpu(self.device, local, torch.cuda.device_count())
             torch.cuda.set_device(self.device)
+        if meeting:
+            self.ranks = Ranks(meeting, self.device)
         torch.set_num_threads(self.threads)
         tf32 = self.precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

@@ -15,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-from adabatch import runs, spawn
+from adabatch import processes, runs, spawn
 from adabatch.environment import calm_threads, describe
 from adabatch.errors import Interrupted, Lost, RankLost, UserError
 from adabatch.logs import logged, terminal
@@ -54,7 +54,7 @@ def run_job(
                     lead.say("done")
                     return summary, 0
                 job = (config, str(folder), overrides, tuple(notes))
-                if place.world == 1 and spawn.asked(config) > 1:
+                if place.world == 1 and processes.asked(config) > 1:
                     return _supervised(job, folder, stop, places, command, reraise)
                 owner = _writable(config, folder)
                 with logged(folder):
@@ -76,7 +76,8 @@ def _supervised(job: tuple, folder: Path, stop: Stop, places, command: str, rera
             raise UserError(f"{folder} is in use: {why}")
         if not config.get("restart"):
             _same_run(config, runs.Run(folder))
-    code, words = spawn.supervise(job, spawn.asked(config), stop, places, command)
+    processes.refuse(config)
+    code, words = spawn.supervise(job, processes.asked(config), stop, places, command)
     if words:
         with logged(folder):
             log.error(words)
@@ -189,7 +190,7 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
         calm_threads()
         train = importlib.import_module("adabatch.train").train  # imports torch
         runs.write_json(folder / "environment.json", {"format": runs.FORMAT, **describe(config)})
-        if text := spawn.crowded(config, lead.place.local_world):
+        if text := processes.crowded(config, lead.place.local_world):
             log.warning(text)
         done = runs.Run(folder).summary  # written, but killed before the state was: nothing to train
         lead.say("done" if done else "go", lambda text: _abandoned(RankLost(text), folder, command, owner))
@@ -219,7 +220,8 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
         log.error(f"status.json could not be written: {trouble}")
     lead.end(error, code)
     stop.over = False  # a report may be interrupted
-    _report(folder)
+    if not config.get("rehearsal"):
+        _report(folder)
     if error is None:
         if (config.get("checkpoint") or {}).get("keep") == "none":
             (folder / "checkpoint.pt").unlink(missing_ok=True)

@@ -47,6 +47,7 @@ class Meter:
         self.flat = flat
         self.size = max(1, group // unit) * unit
         self.differenced, self.metric = differenced, metric
+        self.total = torch.zeros_like(flat.grads)  # taken before the run: what does not fit is known then
         self.previous = None  # (position after it, batch, gradient) of a measured batch of one group
         self.singles = Singles(flat, samples)
 
@@ -56,7 +57,7 @@ class Meter:
         grads = self.flat.grads
         self.vector = self.metric() if self.metric else None
         self.blind = self.metric is not None and self.vector is None
-        self.total = torch.zeros_like(grads)
+        self.total.zero_()
         self.small = torch.zeros(len(self.flat.ranges), dtype=torch.float64, device=grads.device)
         self.half = torch.zeros_like(grads) if "halves" in needs else None
         self.border = sum(self.sizes[: len(self.sizes) // 2])

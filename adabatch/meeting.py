@@ -29,8 +29,7 @@ _kept = {}  # (address, port) -> the store that this process keeps, to its end: 
 
 
 class _Broken(Exception):
-    """The store went away before all had come: perhaps that of an earlier run, whose rank 0 has just
-    ended."""
+    """The store went away before all had come: perhaps an earlier run's, whose rank 0 has just ended."""
 
 
 class Meeting:
@@ -225,13 +224,16 @@ class Meeting:
 
     @property
     def on_lost(self):
-        """Called with the message, by a watching thread, before that ends this process with os._exit(1)
-        because the main thread is stuck in a collective."""
+        """Called with the message by a watching thread, before that ends a process that hangs."""
         return self._watch.on_lost
 
     @on_lost.setter
     def on_lost(self, call) -> None:
         self._watch.on_lost = call
+
+    def noticed(self) -> None:
+        """The main thread is on its way out by an error, and not stuck."""
+        self._watch.noticed()
 
     def explain(self, error: BaseException) -> BaseException:
         """RankLost, which names the rank, where a lost rank explains the error; else the error itself.
@@ -247,8 +249,7 @@ class Meeting:
         self._end("heard", self._watch.lost or own)
 
     def leave(self) -> None:
-        """This rank ends well, and is not missed. The one that keeps the store waits for the others a
-        little."""
+        """This rank ends well, and is not missed. Who keeps the store waits a little for the others."""
         self._end("left")
 
     def _end(self, state: str, note: dict | None = None) -> None:

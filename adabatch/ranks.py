@@ -45,6 +45,9 @@ class Alone:
     def broadcast(self, tensor, source: int = 0) -> None:
         pass
 
+    def align(self, tensors, source: int) -> None:
+        pass
+
     def gather(self, tensor) -> list:
         return [tensor]
 
@@ -140,6 +143,17 @@ class Ranks:
     def broadcast(self, tensor, source: int = 0) -> None:
         """The tensor of the rank `source`, on every rank, in place. It is contiguous."""
         dist.broadcast(tensor, source, group=self._of(tensor))
+
+    def align(self, tensors, source: int) -> None:
+        """The tensors of the rank `source`, on every rank, in place: one collective for each dtype."""
+        packs = {}
+        for tensor in tensors:
+            packs.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        for parts in packs.values():
+            buffer = torch.cat([part.reshape(-1) for part in parts])
+            self.broadcast(buffer, source)
+            for part, given in zip(parts, buffer.split([part.numel() for part in parts])):
+                part.copy_(given.view(part.shape))
 
     def gather(self, tensor) -> list:
         """All ranks' tensors, by rank. They have one shape and dtype."""

@@ -240,6 +240,7 @@ class Record:
             evaluated=self.evaluated,
             rows=self.trackers.rows,
             micro_batch=self.parts.step.micro_batch,
+            asked_micro_batch=self.parts.hardware.micro_batch,
             setting=setting,
             phases=self.phases,
             best=self.best,

@@ -68,10 +68,7 @@ def restore(run, state: dict, made_by: dict) -> None:
     for name in ("position", "trained", "evaluated", "phases", "best", "last_epoch"):
         setattr(run, name, state[name])
     run.steps = state["step"]
-    chosen = parts.hardware.micro_batch
-    parts.step.micro_batch = (
-        state["micro_batch"] if chosen == "auto" else memory.whole_groups(chosen, parts.step.unit)
-    )
+    parts.step.micro_batch = micro_batch(parts, state)
     if state["setting"]:
         run.setting = Setting(**state["setting"] | {"stage": tuple(state["setting"]["stage"])})
     redone = lost_seconds(run.folder, state["ledger"])
@@ -80,6 +77,19 @@ def restore(run, state: dict, made_by: dict) -> None:
     run.ledger.earlier = state["wall"] + redone
     run.seconds = run.ledger.training()
     run.trackers.resume(run.position, state["rows"])
+
+
+def micro_batch(parts, state: dict) -> int:
+    """The run's own, which may have been halved; another one where another is asked for now, or where more
+    ranks leave no pass of that length to the one compiled shape."""
+    asked, before = parts.hardware.micro_batch, state["micro_batch"]
+    if asked != "auto" and asked != state.get("asked_micro_batch"):
+        now = memory.whole_groups(asked, parts.step.unit)
+    else:
+        now = min(before, memory.limit(parts.step, parts.schedule)) if parts.hardware.compile else before
+    if now != before:
+        log.warning("resumed with micro-batch %d instead of %d, so no longer bit for bit", now, before)
+    return now
 
 
 def lost_seconds(folder: Path, ledger: dict) -> float:

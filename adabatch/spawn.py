@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 
 from adabatch import owner, runs
-from adabatch.environment import calm_threads, cores
+from adabatch.environment import calm_threads
 from adabatch.errors import Diverged, Interrupted, Lost, RankLost, UserError
 from adabatch.logs import errors_only
 from adabatch.outcome import outcome, traced
@@ -30,23 +30,6 @@ ALIKE = 5.0  # seconds in which rank 0 says by what it ended, so that others nee
 END = "adabatch/end"  # the key under which it says so
 
 log = logging.getLogger("adabatch")
-
-
-def asked(config: dict) -> int:
-    """Processes that the command itself shall start on this machine; 1 = none but itself."""
-    return (config.get("hardware") or {}).get("processes") or 1
-
-
-def crowded(config: dict, processes: int) -> str | None:
-    """A warning where this machine's processes have more threads than it has cores; else None."""
-    node, have = config.get("hardware") or {}, cores()
-    threads = node.get("threads") or have
-    if threads * processes <= have or str(node.get("device")).startswith("cuda"):
-        return None
-    return (
-        f"{processes} process(es) of {threads} thread(s) on {have} core(s) keep each other waiting. "
-        f"hardware.threads={max(1, have // processes)} would do (another number of threads is another run)"
-    )
 
 
 def death(code: int) -> str:
@@ -80,6 +63,7 @@ def supervise(job: tuple, count: int, stop: Stop, named, command: str) -> tuple[
     rank 0 as an open socket, so that nobody else can take it meanwhile.
     """
     children = []
+    log.info(f"starting {count} processes")
     with Forward() as forward:
         try:
             with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -95,6 +79,8 @@ def supervise(job: tuple, count: int, stop: Stop, named, command: str) -> tuple[
                     handed = (listening.fileno(),) if rank == 0 else ()
                     own |= {"ADABATCH_LISTEN_FD": str(handed[0])} if handed else {}
                     children.append(fresh(job, named, shared | own, handed))
+                    if stop.reason or forward.count:
+                        break
             forward.to(*(child.send_signal for child in children))
             if stop.reason and not forward.count:
                 for child in children:
@@ -124,8 +110,9 @@ def _watch(children: list) -> str | None:
             # A rank that was stopped (130) waits for nobody, but rank 0 may be saving for all.
             if deadline is None and (rank == 0 or code not in (0, 130)):
                 deadline = time.monotonic() + GRACE
-        if left and deadline is not None and time.monotonic() > deadline:
-            words = f"rank {', '.join(map(str, left))} did not end within {GRACE:.0f} s and is killed"
+        over = deadline is not None and (time.monotonic() > deadline or all(map(stopped, left.values())))
+        if left and over:
+            words = f"rank {', '.join(map(str, left))} did not end by itself and is killed"
             broken = broken or words
             log.error(words)
             for child in left.values():
@@ -133,6 +120,13 @@ def _watch(children: list) -> str | None:
             deadline = float("inf")
         time.sleep(0.05)
     return broken
+
+
+def stopped(child) -> bool:
+    """Whether a process was halted by SIGSTOP: it cannot end by itself. Linux only."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
 
 
 def _verdict(children, folder: Path, broken: str | None, told: bool, command: str) -> tuple[int, str | None]:

@@ -15,7 +15,7 @@ import torch
 from adabatch import layers, memory, summing
 from adabatch.errors import UserError, is_out_of_memory
 from adabatch.flat import Flat
-from adabatch.losses import errors
+from adabatch.losses import cross_entropy, errors  # noqa: F401 (older run folders name the loss here)
 from adabatch.measure import GROUPED, SINGLE, Meter, untouched
 from adabatch.noise import Noise
 
@@ -69,6 +69,7 @@ class Step:
         self.summing = (summing.Ordered if hardware.ordered else summing.Fast)(flat, hardware.ranks)
         self._weights = lru_cache(maxsize=8)(self._group_weights)
         self._foreign = layers.foreign_buffers(model)
+        self._kept = [b.clone() for b in self._foreign]
 
     def _group_weights(self, batch_size: int):
         sizes = layers.group_sizes(batch_size, self.unit)
@@ -111,15 +112,16 @@ class Step:
     def _fitting(self, attempt, setting, meter):
         """attempt(), again with half the micro-batch while a rank runs out of memory. Nothing of a failed one
         remains: the update comes later, and what a forward pass moves is put back."""
-        buffers, generator = [b.clone() for b in self._foreign], self.hardware.generator_state()
+        generator = self.hardware.generator_state()
+        if self._foreign:
+            torch._foreach_copy_(self._kept, self._foreign)
         while True:
             try:
                 return attempt()
             except _Short:
                 pass  # the traceback, which holds the activations, is let go before the next attempt
-            with torch.no_grad():
-                for buffer, kept in zip(self._foreign, buffers):
-                    buffer.copy_(kept)
+            if self._foreign:
+                torch._foreach_copy_(self._foreign, self._kept)
             self.hardware.restore_generator(generator)
             before, longest = self.micro_batch, self.share(setting.batch_size, meter)[1]
             self.micro_batch = memory.halved(before, self.unit, longest)
@@ -268,6 +270,8 @@ class Step:
     def _update(self, setting) -> None:
         kept = self._weights(setting.batch_size)[2]
         self.flat.running.mul_(kept).add_(self.flat.pending)
+        # Plain batch norm has seen this rank's share only: all go by the last rank, which never is without.
+        self.hardware.ranks.align(self._foreign, self.hardware.ranks.world - 1)
         if self.clip_norm:
             norm = torch.linalg.vector_norm(self.flat.grads)
             self.flat.grads.mul_((self.clip_norm / (norm + 1e-6)).clamp(max=1.0))

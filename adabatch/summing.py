@@ -14,6 +14,8 @@ import contextlib
 
 import torch
 
+from adabatch.errors import UserError
+
 BUCKET = 8 << 20  # bytes of gradient that are sent at once while the backward pass goes on
 
 
@@ -28,15 +30,15 @@ class Fast:
         if ranks.world == 1:
             return
         self.buckets = flat.buckets(BUCKET)
-        self.waiting = [0] * len(self.buckets)
+        self.waiting, self.seen = [0] * len(self.buckets), set()
         for index, (_, _, members) in enumerate(self.buckets):
             for p in members:
-                p.register_post_accumulate_grad_hook(lambda _, index=index: self._ready(index))
+                p.register_post_accumulate_grad_hook(lambda p, index=index: self._ready(p, index))
 
     def begin(self, tensors: list, first: int, count: int) -> None:
         """tensors: where the sums stand; flat.grads first, if it is among them. This rank has the parts from
         `first` on of `count`."""
-        self.tensors, self.works = tensors, []
+        self.tensors, self.works, self.seen = tensors, [], set()
         self.waiting = [len(members) for *_, members in self.buckets]
 
     @contextlib.contextmanager
@@ -48,10 +50,19 @@ class Fast:
         finally:
             self.active = False
 
-    def _ready(self, index: int) -> None:
+    def _ready(self, p, index: int) -> None:
         """A parameter of a bucket has its gradient. Buckets leave in one order on every rank."""
         if not self.active:
             return
+        if id(p) in self.seen:  # its bucket may have left without the rest
+            raise UserError(
+                "on several processes a backward pass gives each parameter its gradient once, and one of "
+                "this "
+                "network got it twice (a block that is recomputed at each of its uses?): take "
+                "use_reentrant=False in "
+                "torch.utils.checkpoint, or hardware.reduction=ordered, which waits for the whole pass"
+            )
+        self.seen.add(id(p))
         self.waiting[index] -= 1
         while len(self.works) < len(self.buckets) and not self.waiting[len(self.works)]:
             self._send()

@@ -14,7 +14,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from adabatch import jobs, owner, runs, spawn
+from adabatch import jobs, owner, processes, runs, spawn
 from adabatch.environment import calm_threads
 from adabatch.signals import Forward, Stop, die_with_parent
 
@@ -58,14 +58,8 @@ def may_fork(config: dict) -> bool:
         and threading.active_count() == 1
         and not torch.cuda.is_initialized()
         and getattr(wandb, "run", None) is None
-        and all(target.startswith(("adabatch.", "torch.nn.functional.")) for target in _targets(config))
+        and all(t.startswith(("adabatch.", "torch.nn.functional.")) for t in processes.targets(config))
     )
-
-
-def _targets(node) -> list[str]:
-    if not isinstance(node, dict):
-        return []
-    return [v for k, v in node.items() if k == "_target_"] + [t for v in node.values() for t in _targets(v)]
 
 
 def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = None) -> dict:

@@ -56,6 +56,10 @@ def train(config: dict, folder: Path, stop=lambda: None, meeting=None) -> dict:
     except Lost:
         run.trackers.forget()
         raise
+    except BaseException:
+        if meeting:
+            meeting.noticed()  # what comes now takes its time: trackers may have to upload
+        raise
     finally:
         parts.data.train.close()
         parts.data.test.close()
@@ -105,7 +109,7 @@ def loop(run: Record, stop) -> None:
             run.fetch()
         if told:
             run.save()
-            raise Interrupted(reason or "another rank was told to stop")
+            raise Interrupted(reason or stop() or "another rank was told to stop")
         if save:
             run.save()
 

@@ -119,7 +119,8 @@ class Watch:
             return self._unreachable(now)
         for rank in there:
             if now - self._seen[rank][1] > silence:
-                return self._say(rank, f"has been silent for {silence:.0f} s: host or network down?")
+                why = "stopped, or starved?" if self.meeting.who[rank]["near"] else "host or network down?"
+                return self._say(rank, f"has been silent for {silence:.0f} s: {why}")
         if self._suspicion and self._left and now - self._suspicion > SUSPECT + BEAT:
             self._say(min(self._left), f"has ended its run, and rank {self.rank} has not")
 
@@ -155,12 +156,15 @@ class Watch:
 
     # --- the main thread
 
-    def error(self) -> RankLost:
+    def noticed(self) -> None:
         self._answered = self._answered or time.monotonic()
+
+    def error(self) -> RankLost:
+        self.noticed()
         return RankLost(self.lost["message"], self.lost["rank"])
 
     def explain(self, error: BaseException) -> BaseException:
-        self._answered = self._answered or time.monotonic()
+        self.noticed()
         if isinstance(error, RankLost) or not breaks(error):
             return error
         if not self._stopped.is_set():

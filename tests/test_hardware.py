@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adabatch import cutting
 from adabatch.cutting import groups_in, parts
 from adabatch.errors import UserError
-from adabatch.hardware import Hardware
+from adabatch.hardware import Hardware, own_gpu
 from adabatch.layers import group_sizes
 
 counts, units, worlds, micros = (
@@ -127,6 +127,15 @@ def test_an_absent_gpu_is_refused_and_auto_takes_the_cpu(monkeypatch, name):
     with pytest.raises(UserError, match="sees 0 GPU.*hardware=cpu"):
         Hardware(device=name)
     assert Hardware().device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "name, local, count, expected",
+    [("cuda", 0, 1, 0), ("cuda", 3, 4, 3), ("cuda", 5, 4, 1), ("cuda:2", 0, 4, 2)],
+)
+def test_a_process_has_a_gpu_that_torch_can_make_current(name, local, count, expected):
+    device = own_gpu(torch.device(name), local, count)
+    assert torch.cuda._utils._get_device_index(device) == expected  # refuses a device without an index
 
 
 @pytest.mark.needs_gpu

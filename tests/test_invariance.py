@@ -181,3 +181,12 @@ def test_ordered_processes_give_the_same_bits(tmp_path):
             for key in ("world_size", "accumulation", "changes"):
                 row.pop(key, None)
     assert found[2] == found[1] and found[3] == found[1]
+
+
+@pytest.mark.slow
+def test_plain_batch_norm_trains_on_several_processes(tmp_path):
+    """Nothing is promised of its statistics, but that all ranks go by the same ones: else the ranks would
+    find at the first checkpoint that they differ, and end."""
+    done = adabatch(tmp_path / "run", "model.norm=batch", "epochs=1", processes=3)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert float(weights(tmp_path / "run")["body.1.0.running_mean"].abs().max()) > 0

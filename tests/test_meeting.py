@@ -49,6 +49,7 @@ def stuck(meeting) -> None:
     from adabatch.ranks import Ranks
 
     r = Ranks(meeting)
+    r.barrier()  # all connections stand
     meeting.on_lost = lambda message: print(f"told: {message}", flush=True)
     if r.rank == 2:
         meeting.fail("ValueError: unlucky", 1)
@@ -102,6 +103,7 @@ def test_a_killed_rank_is_named_by_all_others(tmp_path, victim):
     check_lost([r for r in ranks if r.rank != victim], ranks[victim], "is gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_frozen_rank_is_named_by_all_others(tmp_path, victim):
     ranks = world(tmp_path, endless, 3, constants={"SILENCE": 5.0})

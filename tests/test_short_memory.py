@@ -269,6 +269,7 @@ def trained(meeting, folder, overrides, fails, late, seen) -> list:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction, late", [("fast", False), ("fast", True), ("ordered", True)])
 def test_one_rank_of_two_runs_out_of_memory_and_both_repeat_the_step(reduction, late, tmp_path):
     """Batches of 64: each rank's one pass of 32 samples, and rank 1's third fails, also after parts of its

@@ -18,7 +18,7 @@ import types
 
 import pytest
 
-from adabatch import jobs, owner, places, runs, spawn, sweep
+from adabatch import jobs, owner, places, processes, runs, spawn, sweep
 from adabatch.errors import Diverged, Interrupted, RankLost, UserError
 from adabatch.signals import Stop
 
@@ -176,18 +176,20 @@ def gone(pid, seconds=10):
 
 
 @pytest.mark.parametrize(
-    "threads, processes, device, cores, warned",
+    "threads, count, device, cores, warned",
     [
         (1, 1, "cpu", 2, False), (None, 1, "cpu", 2, False), (2, 1, "auto", 2, False), (3, 1, "cpu", 2, True),
         (1, 2, "cpu", 2, False), (1, 3, "cpu", 2, True), (None, 2, "auto", 2, True), (2, 2, "cpu", 4, False),
         (None, 8, "cuda", 16, False), (2, 2, "cuda:1", 2, False),
     ],
 )  # fmt: skip
-def test_more_threads_than_cores_are_warned_about(monkeypatch, threads, processes, device, cores, warned):
-    monkeypatch.setattr(spawn, "cores", lambda: cores)
-    text = spawn.crowded({"hardware": {"threads": threads, "device": device}}, processes)
+def test_more_threads_than_cores_are_warned_about(monkeypatch, threads, count, device, cores, warned):
+    monkeypatch.setattr(processes, "cores", lambda: cores)
+    text = processes.crowded({"hardware": {"threads": threads, "device": device}}, count)
     assert bool(text) == warned
-    assert not warned or f"hardware.threads={max(1, cores // processes)} " in text
+    if warned:
+        fits = f"hardware.threads={cores // count} would do"
+        assert (fits if count <= cores else f"At most {cores} of one thread") in text
 
 
 def test_how_a_process_died_is_told_in_words():
@@ -352,7 +354,8 @@ def test_a_mistake_that_all_make_is_told_once(played, capfd, caplog):
     assert played.run({"0": "user", "1": "user"}) == (None, 2)
     out, err = capfd.readouterr()
     assert (out + err).count("no such data: do this") == 1 and "Traceback" not in out + err
-    assert status(played.folder)["error"] == "no such data: do this" and caplog.text == ""
+    assert status(played.folder)["error"] == "no such data: do this"
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
     with pytest.raises(UserError, match="no such data: do this"):
         played.run({"0": "user", "1": "user"}, reraise=True)
 
@@ -389,7 +392,7 @@ def test_who_does_not_end_is_killed(played, monkeypatch, caplog):
     monkeypatch.setenv("DEAF", "1")  # a rank whose own watch does nothing
     monkeypatch.setattr(spawn, "GRACE", 0.5)
     assert played.run({"0": "hang", "1": "kill"}) == (None, 1)
-    assert "rank 0 did not end within" in caplog.text
+    assert "rank 0 did not end by itself" in caplog.text
     found = status(played.folder)
     assert found["state"] == "failed" and found["error"].startswith("rank 1 was killed by signal 9")
 
@@ -477,3 +480,35 @@ def test_a_multirun_in_each_of_several_processes_is_refused(flags, tmp_path, mon
         assert cli.command(flags) == 2
         assert capsys.readouterr().err.count("hardware.processes=N") == said, "once for each machine"
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_no_machine_should_start_are_refused(monkeypatch):
+    monkeypatch.setattr(processes, "cores", lambda: 2)
+    processes.refuse({"hardware": {"processes": 16}})
+    with pytest.raises(UserError, match="at most 16 on a machine of 2 core.*got 17"):
+        processes.refuse({"hardware": {"processes": 17}})
+    monkeypatch.setattr(processes, "cores", lambda: 64)
+    processes.refuse({"hardware": {"processes": 512}})
+
+
+def test_a_network_of_the_program_itself_is_refused_for_several_processes():
+    with pytest.raises(UserError, match="__main__.Net.*a module of its own"):
+        processes.refuse({"model": {"_target_": "__main__.Net"}, "hardware": {"processes": 2}})
+
+
+def test_who_is_told_to_stop_while_it_starts_processes_starts_no_more(tmp_path, monkeypatch):
+    started = []
+
+    class Child:
+        pid, returncode = 0, 130
+
+        def poll(self):
+            return 130
+
+        wait = send_signal = lambda self, *_: None
+
+    monkeypatch.setattr(spawn, "fresh", lambda *_: started.append(1) or Child())
+    stop = Stop()
+    stop.reason = "SIGTERM"
+    code, _ = spawn.supervise(({}, str(tmp_path), [], ()), 500, stop, (), "")
+    assert len(started) == 1 and code == 130

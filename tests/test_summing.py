@@ -1,14 +1,17 @@
 """Adding up: the tree of `ordered` against its definition, the overlap of `fast` against the plain sum."""
 
 import math
+import threading
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threads import Threads, together
+from torch.utils.checkpoint import checkpoint
 
 from adabatch import summing
+from adabatch.errors import UserError
 from adabatch.flat import Flat
 from adabatch.ranks import Alone
 
@@ -109,14 +112,14 @@ def test_ordered_adds_nothing_up_when_a_rank_ran_out_of_memory():
 
 
 def network():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Linear(20, 50),
-        torch.nn.ReLU(),
-        torch.nn.Linear(50, 40),
-        torch.nn.ReLU(),
-        torch.nn.Linear(40, 1),
-    ).double()
+    """The same weights each time, also in several threads at once, which share torch's generator."""
+    linear, relu = torch.nn.Linear, torch.nn.ReLU
+    model = torch.nn.Sequential(linear(20, 50), relu(), linear(50, 40), relu(), linear(40, 1)).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.rand(p.shape, generator=generator, dtype=p.dtype) - 0.5)
+    return model
 
 
 class Noting(Threads):
@@ -159,6 +162,42 @@ def test_fast_is_the_sum_over_ranks_whatever_overlaps(monkeypatch, passes, bucke
         assert count == sum(passes) and agreed == [1.0]
         assert len(started) == buckets and sum(started) == len(total)
         assert buckets == {1: 6, 8000: 2, 1 << 20: 1}[bucket]
+
+
+class Shared(torch.nn.Module):
+    """One block that is used twice; recomputed at each use, it gets its gradient twice."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.block, self.again = torch.nn.Linear(4, 4).double(), again
+
+    def forward(self, x):
+        for _ in range(2):
+            x = checkpoint(self.block, x, use_reentrant=True) if self.again else self.block(x)
+        return x.square().sum()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_gradient_that_comes_in_two_parts_is_refused_where_a_bucket_could_leave_early(again):
+    model = Shared(again)
+    flat = Flat(model, [list(model.named_parameters())])
+    how = summing.Fast(flat, Noting(0, 1, [None], threading.Barrier(1)))
+    assert how.buckets == []  # alone nothing leaves
+
+    def work(ranks):
+        model = Shared(again)
+        flat = Flat(model, [list(model.named_parameters())])
+        how = summing.Fast(flat, ranks)
+        how.begin([flat.grads], 0, 1)
+        with how.last():
+            model(torch.ones(2, 4, dtype=torch.float64, requires_grad=True)).backward()
+        how.end()
+
+    if again:
+        with pytest.raises(UserError, match="use_reentrant=False"):
+            together(2, work)
+    else:
+        together(2, work)
 
 
 def test_buckets_cover_the_gradient_once_from_its_end():

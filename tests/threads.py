@@ -35,6 +35,10 @@ class Threads:
     def broadcast(self, tensor, source=0):
         tensor.copy_(self._all(tensor)[source])
 
+    def align(self, tensors, source):
+        for tensor in tensors:
+            self.broadcast(tensor, source)
+
     def spread(self, values):
         found = torch.stack(self._all(torch.tensor(values)))
         return found.amin(0).tolist(), found.amax(0).tolist()

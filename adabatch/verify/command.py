@@ -18,8 +18,8 @@ from adabatch import config, targets
 from adabatch.errors import UserError, suggest
 
 HELP = """examples:
-  adabatch-verify                                     the default run: about 15 short runs, one after the
-  other adabatch-verify model=resnet schedule=adabatch      any run: the overrides are those of `adabatch`
+  adabatch-verify                                     the default run: about 15 short runs, one by one
+  adabatch-verify model=resnet schedule=adabatch      any run: the overrides are those of `adabatch`
   adabatch-verify model._target_=my.Net --only twice,killed
   adabatch-verify --json                              for machines
 

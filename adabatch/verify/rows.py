@@ -8,8 +8,10 @@ from adabatch.verify.processes import Made
 
 def unlike_rows(ours: Made, theirs: Made) -> str | None:
     """The first field of a row or of the summary that is not measured and differs."""
-    pairs = zip(runs.read_rows(ours.folder), runs.read_rows(theirs.folder))
-    for number, (a, b) in enumerate(pairs):
+    one, other = (runs.read_rows(made.folder) for made in (ours, theirs))
+    if len(one) != len(other):
+        return f"metrics.jsonl has {len(other)} rows instead of {len(one)}"
+    for number, (a, b) in enumerate(zip(one, other)):
         for key in a.keys() | b.keys():
             if key not in runs.MEASURED and not same(a.get(key), b.get(key)):
                 return f"row {number} of metrics.jsonl differs in {key}: {b.get(key)} instead of {a.get(key)}"

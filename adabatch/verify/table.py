@@ -19,7 +19,8 @@ def shown(found: list[Check], console) -> None:
     broken = [check for check in found if not check.passed]
     promised = sum(check.promised is not None for check in found)
     if broken:
-        console.print(f"broken: {len(broken)} of {promised} promises ({', '.join(c.name for c in broken)})")
+        names = ", ".join(check.name for check in broken)
+        console.print(f"broken: {names}; {len(found) - len(broken)} of {len(found)} checks passed")
     else:
         console.print(f"kept: all {promised} promises")
 
