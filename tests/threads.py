@@ -56,4 +56,8 @@ def together(world, work):
             raise
 
     with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(rank, range(world)))
+        ranks = [pool.submit(rank, index) for index in range(world)]
+    errors = [error for r in ranks if (error := r.exception())]
+    for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+        raise error  # the one that broke it for the others, if there is one
+    return [r.result() for r in ranks]
