@@ -4,8 +4,6 @@ import hashlib
 
 import torch
 
-from adabatch.errors import UserError
-
 SAMPLES = 64  # whose bits are compared
 
 
@@ -18,7 +16,7 @@ def tensors(value, name: str) -> list:
 
 
 def agree(run) -> None:
-    """RuntimeError, or UserError for the data, with the name of what differs, unless every rank has the same
+    """RuntimeError, with the name of what differs, unless every rank has the same
     weights, statistics and optimizer, the same schedule and the same data before it. run: a `Record`."""
     parts, ranks = run.parts, run.parts.hardware.ranks
     if ranks.world == 1:
@@ -41,8 +39,8 @@ def agree(run) -> None:
     except RuntimeError as error:
         if "data: " not in str(error):
             raise
-        what = str(error).split(" has not")[0].removeprefix("data: ")
-        raise UserError(
-            f"the ranks have different data ({what}): a loader returns the same samples in the same order in "
-            "every process. Seed what it draws, and see that all hosts have the same files"
+        what = str(error).split(" has not")[0]
+        raise RuntimeError(
+            f"{what}: the ranks do not have the same. A loader returns the same samples in the same order in "
+            "every process: seed what it draws, and see that all hosts have the same files"
         ) from None
