@@ -25,6 +25,7 @@ LAYERS = [
     "sanity",
     "build config figures",
     "agreement mistakes combinations",
+    "commandline",
     "record",
     "resume",
     "train",
@@ -48,6 +49,7 @@ LIGHT = (
 )
 LIGHT += [
     "combinations",
+    "commandline",
     "cutting",
     "planning",
     "processes",

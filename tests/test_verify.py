@@ -15,11 +15,12 @@ import pytest
 import torch
 from support import SMALL
 
+from adabatch.errors import UserError
 from adabatch.verify import comparing, data, table
-from adabatch.verify.check import Check
-from adabatch.verify.checks import KINDS, micro_batches
+from adabatch.verify.check import KINDS, Check
+from adabatch.verify.checks import micro_batches
 from adabatch.verify.command import chosen, numbers
-from adabatch.verify.promises import PROMISES, promised
+from adabatch.verify.promises import PROMISES, gradient_bound, promised
 from adabatch.verify.recorded import Recorded, Step, joined
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,6 +206,14 @@ def test_what_is_promised(kind, meta, bound):
         assert bound is not None or layer in why
 
 
+@pytest.mark.parametrize(
+    "own, bound", [(2e-6, 1e-5), (5.6e-3, 5.6e-3), (None, 1e-3), (math.inf, 1e-3), (math.nan, 1e-3)]
+)
+def test_a_gradient_in_float32_may_differ_by_what_float32_does(own, bound):
+    """None: no float64 to measure by. A network whose float32 is not finite promises no more than that."""
+    assert gradient_bound(own) == bound
+
+
 def test_the_promises_are_those_of_the_page():
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", (ROOT / "docs/verify.md").read_text(), re.M)
     printed = [(a, b) for a, b in rows if a not in ("compared", "---")]
@@ -256,7 +265,9 @@ def test_the_table_and_its_json():
 def test_options():
     assert numbers("2, 3", "--processes") == [2, 3] and numbers(None, "--x") == []
     assert chosen("twice,elastic") == ["twice", "elastic"] and chosen(None) is None
-    assert set(KINDS) >= set(chosen("killed,processes,micro-batch"))
+    assert chosen(",".join(KINDS)) == list(KINDS)
+    with pytest.raises(UserError, match="killed"):
+        chosen("twice,kiled")
 
 
 def verify(*arguments: str, cwd=None, **how) -> subprocess.CompletedProcess:

@@ -4,16 +4,15 @@ Exit codes: 0 shown, 2 the user's mistake (one message), 1 a fault of the progra
 that --plot names.
 """
 
-import argparse
 import json
 import os
 import shutil
 import sys
-import traceback
 
-from adabatch import config, targets
+from adabatch import commandline, config
 from adabatch.combinations import combinations
-from adabatch.errors import UserError, suggest
+from adabatch.commandline import Parser
+from adabatch.errors import UserError
 from adabatch.planning import picture, table
 from adabatch.planning.job import Plan, planned
 
@@ -26,67 +25,29 @@ HELP = """examples:
 The overrides are those of `adabatch`: key=value, group=option. Nothing is trained or written."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One message instead of argparse's usage and message."""
-        known = [o for action in self._actions for o in action.option_strings]
-        wrong = message.removeprefix("unrecognized arguments: ").split()[:1]
-        near = suggest(wrong[0], known) if wrong and message.startswith("unrecognized") else ""
-        raise UserError(f"{message}.{near} adabatch-plan --help shows what there is.")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = _Parser(
-        prog="adabatch-plan",
-        description="Show a run's schedule before anything runs: phases, totals, warnings.",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="as for adabatch")
+def parser() -> Parser:
+    p = Parser("adabatch-plan", "Show a run's schedule before anything runs: phases, totals, warnings.", HELP)
     p.add_argument("-m", "--multirun", action="store_true", help="plan every combination: seed=0,1")
-    p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument("--plot", metavar="FILE", help="also draw it: a .svg or .png file")
-    p.add_argument("-cd", "--config-dir", metavar="DIR", help="options of your own, as for adabatch")
     return p
 
 
 def main(arguments=None) -> None:
     """The console script."""
-    try:
-        code = command(sys.argv[1:] if arguments is None else list(arguments))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `adabatch-plan | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+    commandline.main(command, arguments)
 
 
 def command(arguments: list[str]) -> int:
     """Runs the command line and returns its exit code."""
-    targets.reach_cwd()
-    overrides, config_dir = [], None
-    try:
-        asked = parser().parse_intermixed_args(arguments)
-        config_dir = asked.config_dir
-        overrides = config.lenient(asked.overrides)
-        path = picture.checked(asked.plot) if asked.plot else None
-        if config_dir is not None and not os.path.isdir(config_dir):
-            raise UserError(f"--config-dir {config_dir}: there is no such folder")
-        plans = plan_all(overrides, asked.multirun, config_dir)
-        if path:
-            picture.write(path, plans, table.differing(plans))
-    except SystemExit as end:  # --help
-        return end.code or 0
-    except Exception as error:
-        from adabatch import mistakes
+    return commandline.answered(parser(), arguments, shown)
 
-        message = mistakes.explain(error, overrides, config_dir)
-        if message is None:
-            traceback.print_exc()
-            return 1
-        print(f"adabatch-plan: {message}", file=sys.stderr)
-        return 2
+
+def shown(asked, overrides: list[str]) -> int:
+    """Plans, draws and prints."""
+    path = picture.checked(asked.plot) if asked.plot else None
+    plans = plan_all(overrides, asked.multirun, asked.config_dir)
+    if path:
+        picture.write(path, plans, table.differing(plans))
     show(plans, asked.multirun, asked.json)
     return 0
 

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+KINDS = ("twice", "killed", "micro-batch", "processes", "elastic")  # of comparisons: what --only chooses from
+
 
 @dataclass(frozen=True)
 class Check:

@@ -3,13 +3,11 @@
 from adabatch import checkpoint, cutting
 from adabatch.errors import UserError
 from adabatch.verify import comparing, data
-from adabatch.verify.check import Check
+from adabatch.verify.check import KINDS, Check
 from adabatch.verify.processes import Made, Processes
-from adabatch.verify.promises import PARTED, promised
+from adabatch.verify.promises import PARTED, PROMISES, gradient_bound, promised
 from adabatch.verify.recorded import Recorded, read
 from adabatch.verify.rows import unlike_rows
-
-KINDS = ("twice", "killed", "micro-batch", "processes", "elastic")  # what --only chooses from
 
 
 class Failed(Exception):
@@ -220,6 +218,8 @@ class Verification:
         """The gradient of one step from equal state, that of the killed run's checkpoint, which one process
         of the user's own precision wrote; the step lies behind the change of batch."""
         bound, why = promised("gradient", self.meta)
+        if bound is not None:
+            bound = gradient_bound(self.own_error())
         try:
             self.kill("killed", twice=True)
             theirs = self.run(name, line, after="killed")
@@ -237,8 +237,18 @@ class Verification:
             return Check(name, far, None, True, why, position)
         found = comparing.of_data(a, b) or comparing.of_step(ours, a, b, bound)
         note = f"{self.no_float64}: compared by a gradient" if self.no_float64 else None
+        if not note and bound > PROMISES["gradient"].bound:
+            note = f"promised: {self.precision}'s own error on this network, against float64"
         reason = note if far <= bound else self.reason(found, tensor, theirs)
         return Check(name, far, bound, far <= bound, reason, position)
+
+    def own_error(self) -> float | None:
+        """Relative error of the first step's gradient in the user's precision, by float64's from the same
+        weights; None without float64."""
+        exact = self.in_float64()
+        if exact is None:
+            return None
+        return comparing.worst_gradient(exact, exact.steps[0], self.references[self.precision].steps[0])[0]
 
     def weights_of(self, name: str) -> dict:
         """The weights and buffers that training left, not their average."""

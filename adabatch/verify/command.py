@@ -4,18 +4,16 @@ Exit codes: 0 all promises kept, 1 a promise broken (or a fault of the program),
 message), 130 interrupted. Writes nothing but what --keep names.
 """
 
-import argparse
 import contextlib
 import json
-import os
 import signal
-import sys
 import tempfile
-import traceback
 from pathlib import Path
 
-from adabatch import config, targets
+from adabatch import commandline, config
+from adabatch.commandline import Parser
 from adabatch.errors import UserError, suggest
+from adabatch.verify.check import KINDS
 
 HELP = """examples:
   adabatch-verify                                     the default run: about 15 short runs, one by one
@@ -27,35 +25,15 @@ A run of 12 steps with a change of batch is made again and again: twice the same
 micro-batches, in several processes. What is promised of each: docs/verify.md."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One message instead of argparse's usage and message."""
-        known = [o for action in self._actions for o in action.option_strings]
-        wrong = message.removeprefix("unrecognized arguments: ").split()[:1]
-        near = suggest(wrong[0], known) if wrong and message.startswith("unrecognized") else ""
-        raise UserError(f"{message}.{near} adabatch-verify --help shows what there is.")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = _Parser(
-        prog="adabatch-verify",
-        description="Try the promises of exactness on your own run.",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="as for adabatch")
+def parser() -> Parser:
+    p = Parser("adabatch-verify", "Try the promises of exactness on your own run.", HELP)
     p.add_argument("--steps", default="12", metavar="N", help="steps of a run, 4 or more (default: 12)")
     p.add_argument("--processes", default="2,3", metavar="N,...", help="numbers of processes (default: 2,3)")
     p.add_argument(
         "--micro-batches", metavar="N,...", help="micro-batches to compare (default: two are chosen)"
     )
-    p.add_argument(
-        "--only", metavar="KIND,...", help="some of twice, killed, micro-batch, processes, elastic"
-    )
-    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--only", metavar="KIND,...", help=f"some of {', '.join(KINDS)}")
     p.add_argument("--keep", metavar="DIR", help="keep the runs in this new folder")
-    p.add_argument("-cd", "--config-dir", metavar="DIR", help="options of your own, as for adabatch")
     return p
 
 
@@ -69,41 +47,13 @@ def numbers(text: str | None, option: str, least: int = 1) -> list[int]:
 
 def main(arguments=None) -> None:
     """The console script."""
-    try:
-        code = command(sys.argv[1:] if arguments is None else list(arguments))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+    commandline.main(command, arguments)
 
 
 def command(arguments: list[str]) -> int:
     """Runs the command line and returns its exit code."""
-    targets.reach_cwd()
-    overrides, config_dir = [], None
-    try:
-        asked = parser().parse_intermixed_args(arguments)
-        config_dir = asked.config_dir
-        overrides = config.lenient(asked.overrides)
-        if config_dir is not None and not os.path.isdir(config_dir):
-            raise UserError(f"--config-dir {config_dir}: there is no such folder")
-        with interruptible():
-            return verified(asked, overrides)
-    except KeyboardInterrupt:
-        print("adabatch-verify: interrupted, what was running has ended", file=sys.stderr)
-        return 130
-    except SystemExit as end:  # --help
-        return end.code or 0
-    except Exception as error:
-        from adabatch import mistakes
-
-        message = mistakes.explain(error, overrides, config_dir)
-        if message is None:
-            traceback.print_exc()
-            return 1
-        print(f"adabatch-verify: {message}", file=sys.stderr)
-        return 2
+    with interruptible():
+        return commandline.answered(parser(), arguments, verified)
 
 
 @contextlib.contextmanager
@@ -164,11 +114,10 @@ def judged(asked, tree: dict, overrides, base: Path, steps: int, worlds, micros,
 
 def chosen(only: str | None) -> list[str] | None:
     """The kinds that --only names."""
-    known = ("twice", "killed", "micro-batch", "processes", "elastic")
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     for name in names or ():
-        if name not in known:
-            raise UserError(f"--only lists some of {', '.join(known)}, got {name!r}.{suggest(name, known)}")
+        if name not in KINDS:
+            raise UserError(f"--only lists some of {', '.join(KINDS)}, got {name!r}.{suggest(name, KINDS)}")
     return names
 
 

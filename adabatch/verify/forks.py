@@ -66,8 +66,6 @@ def serve() -> None:
 
     import adabatch.train  # noqa: F401
 
-    with contextlib.suppress(ImportError):  # what draws a run's curves
-        import matplotlib.figure  # noqa: F401
     with os.fdopen(os.dup(1), "w") as answers:
         for line in sys.stdin:
             request = json.loads(line)
