@@ -140,6 +140,7 @@ def hardware(values: Values) -> None:
         values.number("hardware.micro_batch", rule, lambda v: v > 0, whole=True)
     if values.at("hardware.processes") is not None:
         values.number("hardware.processes", "null or a whole number above 0", lambda v: v > 0, whole=True)
+    values.choice("hardware.convolution", ("auto", "library"))
     values.choice("hardware.reduction", ("fast", "ordered"))
     values.choice("hardware.prefer", ("largest", "fastest"))
     rule = "a number of seconds above 0"

@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 LAYERS = [
     "adabatch errors draws",  # the ground; "adabatch" = the version and the names fetched on demand
     "cutting places losses",
-    "noise files environment console ledger layers data checkpoint trackers ema optim targets",
+    "noise files environment console ledger layers convolution data checkpoint trackers ema optim targets",
     "throughput persample machine logs watch",
     "runs models statistics flat measure meeting",
     "ranks schedules owner report signals processes",

@@ -6,10 +6,12 @@ what inductor makes of it would only cost minutes.
 
 import pytest
 import torch
-from support import SMALL, difference, run
+from support import SMALL, difference, resolved, run
 
 from adabatch import runs
+from adabatch.build import build
 from adabatch.data.stream import Stream
+from adabatch.errors import UserError
 
 # Batches of 16, 32, 64 and 128 in 5 epochs of 300; the last one is cut.
 GROWING = (
@@ -91,3 +93,16 @@ def test_compiled_and_eager_agree(compiled, tmp_path):
     run(tmp_path / "eager", *own, "hardware.compile=false")
     a, b = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("compiled", "eager"))
     assert compiled == [16] and difference(a, b) < 1e-10
+
+
+@pytest.mark.parametrize("norm, precision, refused", [
+    ("ghost", "bf16", True), ("ghost", "fp32", False), ("group", "bf16", False),
+])  # fmt: skip
+def test_what_the_compiler_gets_wrong_is_refused(norm, precision, refused, compiled):
+    lines = [f"model.norm={norm}", f"hardware.precision={precision}", "hardware.compile=true", "hardware=cpu"]
+    tree = resolved("dataset=digits", *lines)
+    if not refused:
+        build(tree)
+        return
+    with pytest.raises(UserError, match="hardware.compile=false"):
+        build(tree)
