@@ -1,6 +1,7 @@
 """What a run ran on: versions, processor, GPUs, commit. For people and for comparisons; nothing decides by
 it."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -20,12 +21,30 @@ LIBRARIES = (
     "submitit",
 )
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
-def calm_threads() -> None:
-    """Before torch is imported: let idle OpenMP threads sleep soon instead of spinning, which on a machine
-    with other work makes small steps up to ten times slower (docs/log.md). A value that the user set
-    stays."""
+
+def before_torch() -> None:
+    """What must be set before torch is imported; a value that the user set stays (docs/performance.md).
+
+    Idle OpenMP threads sleep soon instead of spinning, which on a machine with other work makes small steps
+    up to ten times slower. Freed memory is kept for the next step instead of given back to the system: else
+    each activation of a step on a CPU is paged in anew. The price is a resident size that stays at its peak.
+    """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages
+    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        keep_memory()
+
+
+def keep_memory() -> bool:
+    """Tells glibc's allocator to keep what is freed; False where there is no glibc. Another allocator that
+    was preloaded is not reached."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # macOS, musl, Windows
+        return False
+    return all(mallopt(option, 2**31 - 1) == 1 for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
 
 
 def describe(config: dict) -> dict:

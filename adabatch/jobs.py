@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from adabatch import processes, runs, spawn
-from adabatch.environment import calm_threads, describe
+from adabatch.environment import before_torch, describe
 from adabatch.errors import Interrupted, Lost, RankLost, UserError
 from adabatch.logs import logged, terminal
 from adabatch.outcome import ended, figures, full, next_steps, outcome, traced
@@ -187,7 +187,7 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
         for note in notes:
             log.info(note)
         label = _labelled(config, folder, overrides)
-        calm_threads()
+        before_torch()
         train = importlib.import_module("adabatch.train").train  # imports torch
         runs.write_json(folder / "environment.json", {"format": runs.FORMAT, **describe(config)})
         if text := processes.crowded(config, lead.place.local_world):

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 
 from adabatch import owner, runs
-from adabatch.environment import calm_threads
+from adabatch.environment import before_torch
 from adabatch.errors import Diverged, Interrupted, Lost, RankLost, UserError
 from adabatch.logs import errors_only
 from adabatch.outcome import outcome, traced
@@ -199,7 +199,7 @@ def meet(place, config: dict, stop: Stop):
     """The meeting of all ranks. Interrupted when this one is told to stop before all have come. Imports
     torch."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # sockets that close are told in our own words
-    calm_threads()
+    before_torch()
     patience = (config.get("hardware") or {}).get("join_timeout") or 300
     return importlib.import_module("adabatch.meeting").Meeting(place, patience, lambda: stop.reason)
 

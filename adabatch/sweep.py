@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from adabatch import jobs, owner, processes, runs, spawn
-from adabatch.environment import calm_threads
+from adabatch.environment import before_torch
 from adabatch.signals import Forward, Stop, die_with_parent
 
 log = logging.getLogger("adabatch")
@@ -36,7 +36,7 @@ def import_torch() -> None:
     """Imports torch for the jobs to share, and notes how many threads that left."""
     global _threads_after_import
     if _threads_after_import is None:
-        calm_threads()
+        before_torch()
         import torch  # noqa: F401
 
         _threads_after_import = native_threads()

@@ -48,9 +48,25 @@ def test_sgd_equals_torch(momentum, nesterov, decay, dtype):
     ]  # norms and biases without decay
     reference = [{"params": theirs[:1]}, {"params": theirs[1:], "weight_decay": 0.0}]
     train(optim.SGD(groups, **kwargs), ours, 20)
-    train(torch.optim.SGD(reference, **kwargs, foreach=False), theirs, 20)
+    train(torch.optim.SGD(reference, **kwargs, fused=True), theirs, 20)
     for p, q, start in zip(ours, theirs, parameters(dtype), strict=True):
         assert torch.equal(p, q) and not torch.equal(p, start)
+
+
+@pytest.mark.parametrize("momentum, nesterov, decay", SETTINGS)
+def test_sgd_is_its_formula(momentum, nesterov, decay):
+    """The lines of the docstring in float64, over odd sizes: a kernel's tail is not left out."""
+    ours, w = parameters(torch.float64), parameters(torch.float64)
+    train(optim.SGD([{"params": ours}], 0.1, momentum, decay, nesterov), ours, 20)
+    v = [None] * 3
+    for step in range(20):
+        for i, p in enumerate(w):
+            p = p.detach()
+            d = torch.sin(p * (step + 1)) + 0.1 * p + decay * p
+            v[i] = d.clone() if v[i] is None or not momentum else momentum * v[i] + d
+            p -= 0.1 / (1 + step % 7) * (d + momentum * v[i] if nesterov else v[i])
+    for p, q in zip(ours, w, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-13)
 
 
 def test_gradients_are_not_changed():

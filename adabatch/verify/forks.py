@@ -13,7 +13,7 @@ import subprocess
 import sys
 import traceback
 
-from adabatch.environment import calm_threads
+from adabatch.environment import before_torch
 
 
 class Forks:
@@ -61,7 +61,7 @@ class Forks:
 
 def serve() -> None:
     """Until standard input ends: a request per line, answered by the child's number and its exit code."""
-    calm_threads()
+    before_torch()
     import torch  # noqa: F401
 
     import adabatch.train  # noqa: F401
