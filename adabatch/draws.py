@@ -8,6 +8,8 @@ and only the lower half is kept.
 Not for cryptography; for masks, shifts and permutations the quality is tested in tests/test_draws.py.
 """
 
+from functools import cache
+
 MASK = 0xFFFFFFFF
 ORDER, AUGMENT, DROPOUT, INIT = 1, 2, 3, 4  # what a draw is for: streams that never share a key
 
@@ -40,6 +42,36 @@ def bits(key: int, counters):
     return _mix((h + low) & MASK)
 
 
+@cache
+def _words() -> list:
+    """The constants of `_mix` as NumPy's 32-bit numbers: making them anew would double the time."""
+    import numpy as np
+
+    return [np.uint32(value) for value in (16, 0x85EBCA6B, 13, 0xC2B2AE35, 0x9E3779B9)]
+
+
+def array_bits(key: int, counters):
+    """`bits` of an int64 NumPy array, as one. For few numbers, where calls are what costs: a fifth of the
+    time of tensors, since NumPy's calls cost less and its 32 bits wrap by themselves."""
+    s16, first, s13, second, golden = _words()
+    word = type(s16)
+
+    def mix(h):
+        h ^= h >> s16
+        h *= first
+        h ^= h >> s13
+        h *= second
+        h ^= h >> s16
+        return h
+
+    low, high = word(key & MASK), word(key >> 32)
+    h = mix(counters.astype(word) + low) ^ high
+    h ^= (counters >> 32).astype(word) * golden
+    h = mix(h)
+    h += low
+    return mix(h).astype(counters.dtype)
+
+
 def integers(key: int, counters, count: int):
     """Uniform integers 0 <= draw < count <= 2^16 (bias below count / 2^32). int64, shaped as counters."""
     return (bits(key, counters) * count) >> 32
@@ -50,8 +82,9 @@ def permutation(key: int, count: int):
 
     Sorted by 62 random bits, ties by index (stable): the same on every version of torch, unlike its own.
     """
+    import numpy as np
     import torch
 
-    counters = torch.arange(count)
-    high = bits(key, 2 * counters) >> 1
-    return torch.argsort(high << 31 | bits(key, 2 * counters + 1) >> 1, stable=True)
+    counters = np.arange(2 * count, dtype=np.int64)
+    high, low = (array_bits(key, counters) >> 1).reshape(-1, 2).T
+    return torch.argsort(torch.from_numpy(high << 31 | low), stable=True)

@@ -143,6 +143,9 @@ class Step:
         """The gradient of the batch into flat.grads, summed over ranks: (sums of loss and wrong answers,
         whether those were counted, wishes)."""
         parts, counted = self.parts(setting.batch_size, meter), True
+        if parts.passes:
+            first, last = parts.passes[0].start, parts.passes[-1].stop
+            self.stream.share(start + first, start + last, setting.batch_size)
         totals = torch.zeros(2, dtype=torch.float64, device=self.hardware.device)
         self.flat.grads.zero_()
         if meter:

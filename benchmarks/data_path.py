@@ -1,27 +1,34 @@
 """Images a second of our data path against a DataLoader with torchvision's transforms, side by side.
 
-    python benchmarks/data_path.py [--rounds 7] [--samples 10000] [--batches 128 1024] [--out data_path.json]
+    python benchmarks/data_path.py [--threads 1 2] [--batches 128 1024] [--rounds 7] [--out data_path.json]
 
 Both make ready batches of the same CIFAR-shaped pictures (pad 4, random crop, horizontal flip, normalise); no
-network is trained. Rounds alternate between the two, so that a busy machine slows both: read the ratios. Also
-timed: three ways to crop and flip, of which augment.py has the first.
+network is trained. Rounds alternate between the contenders, so that a busy machine slows all: read the
+ratios.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
 import statistics
 import time
 
-import torch
-import torch.nn.functional as F
+from adabatch import environment
 
-from adabatch.data.augment import COLUMN, FLIP, ROW, Augment, Prepare, draw
-from adabatch.data.samples import TensorSamples
-from adabatch.data.stream import Stream
+environment.before_torch()  # as the command does; the DataLoader has the same
 
-MEAN, STD, PAD, WORKERS = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010], 4, 2
+import torch  # noqa: E402
+
+from adabatch.data.augment import Augment, Prepare  # noqa: E402
+from adabatch.data.resident import resident  # noqa: E402
+from adabatch.data.samples import TensorSamples  # noqa: E402
+from adabatch.data.stream import Stream  # noqa: E402
+
+MEAN, STD, PAD, CUTOUT = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010], 4, 8
+PEER = "DataLoader"
+EPOCHS = 5  # of ours in a round: one takes some 50 ms, too little to time
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -50,89 +57,80 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(self.pictures[index]), self.labels[index]
 
 
-def one_gather(x, keys):
-    """By flat pixel index, flipped in the same index: what augment.py does."""
-    return Augment(PAD, "zeros", True)(x, keys)
+def stream(inputs, labels, cutout=0, laid_out=True, compiled=False) -> Stream:
+    """As a run has it. laid_out=False: as for pictures that are not in memory, cropped batch by batch.
+    compiled: the normalisation by torch.compile, for any size of batch."""
+    augment = Augment(PAD, "zeros", True, cutout)
+    prepare = Prepare("cpu", memory_format=torch.channels_last, mean=MEAN, std=STD, augment=augment)
+    if compiled:
+        prepare._normalise = torch.compile(prepare._normalise, dynamic=True)
+    samples = TensorSamples(inputs, labels)
+    return Stream(*(resident(samples, prepare) if laid_out else (samples, prepare)), seed=0)
 
 
-def windows(x, keys):
-    """All windows as strides, one advanced index, then a flip of everything."""
-    n, _, h, w = x.shape
-    views = F.pad(x, (PAD,) * 4).unfold(2, h, 1).unfold(3, w, 1)
-    x = views[torch.arange(n), :, draw(keys, ROW, 2 * PAD + 1), draw(keys, COLUMN, 2 * PAD + 1)]
-    return torch.where(draw(keys, FLIP, 2).bool()[:, None, None, None], x.flip(3), x)
+def epochs(source: Stream, batch: int, n: int, starts) -> int:
+    """Whole batches of n samples, some times over; each time new ones: permutations are part of the work.
+    Returns how many samples that were."""
+    first = next(starts)
+    for start in range(first, first + EPOCHS * n, batch):
+        source.batch(start, start + batch)
+    return EPOCHS * n
 
 
-def loop(x, keys):
-    """Picture by picture."""
-    _, _, h, w = x.shape
-    padded, out = F.pad(x, (PAD,) * 4), torch.empty_like(x)
-    corners = (draw(keys, what, count).tolist() for what, count in ((ROW, 9), (COLUMN, 9), (FLIP, 2)))
-    for i, (top, left, flip) in enumerate(zip(*corners, strict=True)):
-        picture = padded[i, :, top : top + h, left : left + w]
-        out[i] = picture.flip(2) if flip else picture
-    return out
+def contenders(inputs, labels, batch: int, asked) -> dict:
+    """name -> a function that makes whole batches and returns how many samples that were."""
+    from torch.utils.data import DataLoader
 
-
-def timed(count, work):
-    """Images a second of work(), which makes `count` images."""
-    start = time.perf_counter()
-    work()
-    return count / (time.perf_counter() - start)
-
-
-def contenders(inputs, labels, batch):
-    """name -> a function that makes one epoch of whole batches."""
     n = len(inputs) // batch * batch
-    prepare = Prepare(
-        "cpu", memory_format=torch.channels_last, mean=MEAN, std=STD, augment=Augment(PAD, "zeros", True)
-    )
-    stream, passed = Stream(TensorSamples(inputs, labels), prepare, seed=0), iter(range(0, 10**15, n))
-    loader = torch.utils.data.DataLoader(
+    options = {
+        "adabatch": {},
+        f"adabatch, cutout {CUTOUT}": {"cutout": CUTOUT},
+        "adabatch, batch by batch": {"laid_out": False},
+    }
+    if asked.compile:
+        options["adabatch, compiled"] = {"compiled": True}
+    works = {
+        name: functools.partial(
+            epochs, stream(inputs, labels, **o), batch, n, iter(range(0, 10**15, EPOCHS * n))
+        )
+        for name, o in options.items()
+    }
+    loader = DataLoader(
         Pictures(inputs, labels),
         batch,
         shuffle=True,
         drop_last=True,
-        num_workers=WORKERS,
-        persistent_workers=True,
+        num_workers=asked.workers,
+        persistent_workers=asked.workers > 0,
     )
-
-    def ours():
-        first = next(passed)  # each round the next epoch: its permutation is part of the work
-        for start in range(first, first + n, batch):
-            stream.batch(start, start + batch)
-
-    def theirs():
-        for _ in loader:
-            pass
-
-    def crop(way):
-        keys = stream.keys(0, n)
-        return lambda: [way(inputs[s : s + batch], keys[s : s + batch]) for s in range(0, n, batch)]
-
-    ways = {f"crop: {way.__name__}": crop(way) for way in (one_gather, windows, loop)}
-    return n, {"adabatch": ours, "DataLoader": theirs, **ways}
+    return {PEER: lambda: sum(len(labels) for _, labels in loader), **works}
 
 
-def measure(inputs, labels, batch, rounds):
-    n, works = contenders(inputs, labels, batch)
+def speed(work) -> float:
+    """Images a second."""
+    start = time.perf_counter()
+    images = work()
+    return images / (time.perf_counter() - start)
+
+
+def spread(values) -> dict:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def measure(inputs, labels, batch: int, asked) -> dict:
+    """{contender: {"images/s": spread, "ratio": spread}}, a ratio for each round."""
+    works = contenders(inputs, labels, batch, asked)
     found = {name: [] for name in works}
-    for i in range(rounds + 1):
+    for turn in range(asked.rounds + 1):
         for name, work in works.items():
-            speed = timed(n, work)
-            if i:  # the first round starts the workers and warms the caches
-                found[name].append(speed)
-    result = {
-        name: {"median": statistics.median(v), "min": min(v), "max": max(v), "rounds": v}
-        for name, v in found.items()
+            fast = speed(work)
+            if turn:  # the first round starts the workers, lays pictures out and compiles
+                found[name].append(fast)
+    pairs = {name: zip(speeds, found[PEER], strict=True) for name, speeds in found.items()}
+    return {
+        name: {"images/s": spread(speeds), "ratio": spread([a / b for a, b in pairs[name]])}
+        for name, speeds in found.items()
     }
-    ratios = [a / b for a, b in zip(found["adabatch"], found["DataLoader"], strict=True)]
-    result["adabatch / DataLoader"] = {
-        "median": statistics.median(ratios),
-        "min": min(ratios),
-        "max": max(ratios),
-    }
-    return result
 
 
 def main():
@@ -140,33 +138,44 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 1024])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of torch, in this process")
+    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
+    parser.add_argument("--compile", action="store_true", help="also normalise by torch.compile")
     parser.add_argument("--out", help="JSON file; default: print it")
-    args = parser.parse_args()
+    asked = parser.parse_args()
     import torchvision
 
-    torch.set_num_threads(1)
-    inputs = torch.randint(0, 256, (args.samples, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (args.samples,))
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (asked.samples, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (asked.samples,), generator=generator)
     report = {
-        "unit": "images/s",
-        "threads": 1,
-        "workers of the DataLoader": WORKERS,
+        "workers of the DataLoader": asked.workers,
         "cores": os.cpu_count(),
         "machine": platform.processor() or platform.machine(),
         "load before": os.getloadavg(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "samples": args.samples,
-        "batch": {batch: measure(inputs, labels, batch, args.rounds) for batch in args.batches},
+        "samples": asked.samples,
+        "rounds": asked.rounds,
+        "measured": [],
     }
+    for threads in asked.threads:
+        torch.set_num_threads(threads)
+        for batch in asked.batches:
+            result = measure(inputs, labels, batch, asked)
+            report["measured"].append({"threads": threads, "batch": batch, "contenders": result})
+            for name, v in result.items():
+                fast, ratio = v["images/s"], v["ratio"]
+                print(
+                    f"threads {threads}  batch {batch:5}  {name:26} {fast['median']:10,.0f} images/s  "
+                    f"{ratio['median']:6.2f}x  ({ratio['min']:.2f} to {ratio['max']:.2f})",
+                    flush=True,
+                )
     text = json.dumps(report, indent=1)
-    if args.out:
-        with open(args.out, "w") as file:
+    if asked.out:
+        with open(asked.out, "w") as file:
             file.write(text + "\n")
-    for batch, result in report["batch"].items():
-        for name, v in result.items():
-            print(f"batch {batch:5}  {name:22} {v['median']:10,.1f}  ({v['min']:,.1f} to {v['max']:,.1f})")
-    if not args.out:
+    else:
         print(text)
 
 

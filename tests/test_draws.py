@@ -82,6 +82,14 @@ def test_bits_are_what_they_were(key, expected):
     assert draws.bits(key, torch.tensor(SEVERAL)).tolist() == expected
 
 
+def test_numpy_arrays_give_the_same_as_tensors():
+    counters = torch.tensor(SEVERAL + list(range(1000))).view(-1, 1) + torch.arange(3)
+    for key in KEYS:
+        found, before = draws.array_bits(key, counters.numpy()), counters.clone()
+        assert found.dtype == np.int64 and np.array_equal(found, draws.bits(key, counters).numpy())
+        assert torch.equal(counters, before)
+
+
 def test_permutations_and_integers_are_what_they_were():
     assert draws.permutation(draws.key(0, draws.ORDER, 0), 12).tolist() == [
         0,

@@ -11,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from PIL import Image
+from support import run
 
 from adabatch.data import imagenet
 from adabatch.data.imagenet import crop_box, uniform
 from adabatch.data.samples import Subset
-from adabatch.errors import UserError
+from adabatch.data.stream import Stream
+from adabatch.errors import Interrupted, UserError
 
 CLASSES = ["ant", "bee", "cat"]
 SIZES = [(80, 60), (50, 91), (86, 64), (200, 33), (40, 120)]  # (width, height), most beyond 3/4 to 4/3
@@ -285,6 +287,18 @@ def test_hints_that_did_not_come_true_do_not_block_the_window(root, load):
     assert len(train._futures) == 4
 
 
+def test_what_is_no_longer_expected_makes_room(root, load):
+    """A rank's part of a batch may lie beyond all that it expected, once the batch has grown."""
+    train, _ = load(root, ahead=4)
+    indices, keys = torch.arange(15), keys_for(15)
+    train.expect(indices[:8], keys[:8])
+    train.expect(indices[6:12], keys[6:12])
+    assert list(train._futures) == [(i, int(keys[i])) for i in (6, 7, 8, 9)] and len(train._hints) == 2
+    train.read(indices[6:7], keys[6:7])
+    train.expect(indices[12:], keys[12:])
+    assert list(train._futures) == [(i, int(keys[i])) for i in (12, 13, 14)] and not train._hints
+
+
 def test_one_read_may_name_a_sample_twice(root, load):
     train, _ = load(root, ahead=2)
     indices, keys = torch.tensor([3, 3, 1, 3]), torch.tensor([5, 5, 5, 6])
@@ -305,6 +319,56 @@ def test_close_ends_the_threads_and_reading_goes_on_if_asked(root, load):
     train.close()
     train.close()
     assert torch.equal(train.read(torch.arange(4))[0], first)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Names of the decoding threads that were started."""
+    names, start = [], threading.Thread.start
+
+    def spy(thread):
+        if thread.name.startswith("adabatch-decode"):
+            names.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", spy)
+    return names
+
+
+def test_neither_a_change_of_batch_nor_of_position_starts_a_thread(root, load, started):
+    known = Stream(load(root, ahead=1)[0], lambda images, keys: images, seed=3).batch(0, 120)
+    started.clear()
+    train, test = load(root, ahead=8)
+    position = 0
+    for size in (4, 4, 16, 1, 31, 2, 60, 2):  # each a new stream: nothing but the threads is kept
+        stream = Stream(train, lambda images, keys: images, seed=3)
+        images, labels = stream.batch(position, position + size)
+        assert torch.equal(images, known[0][position : position + size])
+        assert torch.equal(labels, known[1][position : position + size])
+        position += size
+        train.read(torch.arange(3))  # an evaluation on the training images
+    assert position == 120 and 1 <= len(started) <= 2
+    Stream(train, lambda images, keys: images, seed=3).batch(50, 70)  # back to a checkpoint
+    assert len(started) <= 2
+
+
+RUN = ("dataset=imagenet", "dataset.crop=24", "dataset.resize=32", "dataset.workers=2", "dataset.ahead=8",
+       "dataset.samples=15", "dataset.classes=3", "model=convnet", "schedule=adabatch",
+       "schedule.base_batch=2", "epochs=5", "model.ghost=2")  # fmt: skip
+
+
+def test_a_run_goes_through_all_its_batches_with_the_same_threads_and_resumes_exactly(
+    root, tmp_path, started
+):
+    asked = (*RUN, f"dataset.root={root}")
+    whole = run(tmp_path / "whole", *asked)
+    assert len({phase["batch_size"] for phase in whole["phases"]}) >= 3
+    assert sum(name.endswith("_0") for name in started) == 2  # two sources, training and test: a pool each
+    assert len(started) <= 4
+    asks = iter(["SIGTERM" if step == 12 else None for step in range(99)])
+    with pytest.raises(Interrupted):
+        run(tmp_path / "halves", *asked, stop=lambda: next(asks))
+    assert run(tmp_path / "halves", *asked)["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_listing_starts_no_thread(root, load):

@@ -27,6 +27,9 @@ class Given:
     def __init__(self, x, y):
         self.x, self.y = x, y
 
+    def share(self, first, last, batch):
+        pass
+
     def batch(self, start, stop):
         at = torch.arange(start, stop) % len(self.x)
         return self.x[at], self.y[at]

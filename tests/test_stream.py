@@ -195,3 +195,54 @@ def test_permutations_are_not_computed_again_for_every_batch(monkeypatch):
     for position in range(0, 4 * N, 8):
         source.batch(position, position + 8)
     assert len(asked) == len(set(asked)) == 5  # four epochs, and the next one for the last hints
+
+
+class Recorder(TensorSamples):
+    """Writes down what is read and what is expected."""
+
+    look_ahead = 25
+
+    def read(self, indices, keys=None):
+        self.seen += zip(indices.tolist(), keys.tolist(), strict=True)
+        return super().read(indices, keys)
+
+    def expect(self, indices, keys=None):
+        self.expected = list(zip(indices.tolist(), keys.tolist(), strict=True))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 3 * N), st.integers(1, 40), st.integers(1, 5), st.data())
+def test_what_is_expected_is_what_a_rank_reads_next(start, batch, world, data):
+    rank, micro = data.draw(st.integers(0, world - 1)), data.draw(st.integers(1, 10))
+    samples = Recorder(*tensors())
+    source, hints = stream(samples=samples, augment=False), []
+    samples.seen = []
+    first, last = batch * rank // world, batch * (rank + 1) // world
+    for begin in range(start, start + 30 * batch, batch):
+        source.share(begin + first, begin + last, batch)
+        for row in range(first, last, micro):
+            source.batch(begin + row, begin + min(row + micro, last))
+            hints.append((len(samples.seen), samples.expected))
+    checked = [(done, hint) for done, hint in hints if done + 25 <= len(samples.seen)]
+    assert checked or last - first == 0
+    for done, hint in checked:
+        assert hint == samples.seen[done : done + 25]
+
+
+def test_looking_at_other_positions_expects_nothing():
+    """Before anything is said of a share, all that follows is expected."""
+    samples = Recorder(*tensors())
+    samples.seen, samples.expected = [], None
+    source = stream(samples=samples, augment=False)
+    source.batch(8, 12)
+    hint = samples.expected
+    samples.seen.clear()
+    source.batch(12, 37)
+    assert hint == samples.seen
+    source.share(20, 24, 8)
+    for start, stop in ((8, 12), (16, 20), (24, 26), (22, 25)):
+        samples.expected = None
+        source.batch(start, stop)
+        assert samples.expected is None
+    source.batch(20, 22)
+    assert len(samples.expected) == 25

@@ -4,10 +4,14 @@ Each random number is a function of its sample's key alone, so neither the batch
 picture.
 """
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from adabatch import draws
+from adabatch.data.windows import Windows, laid_out, padded
 from adabatch.errors import UserError, suggest
 
 ROW, COLUMN, FLIP, CUT_ROW, CUT_COLUMN = range(5)  # what a draw of a sample is for
@@ -16,6 +20,15 @@ ROW, COLUMN, FLIP, CUT_ROW, CUT_COLUMN = range(5)  # what a draw of a sample is 
 def draw(keys, purpose: int, count: int):
     """keys: int64 [n] -> uniform integers [n] in [0, count)."""
     return draws.integers(draws.AUGMENT, keys * 8 + purpose, count)
+
+
+def drawn(keys, counts: dict):
+    """{purpose: count}; keys: int64 [n] -> the draws of each purpose, int64 [purposes, n], as NumPy arrays.
+
+    One hash for all: on so few numbers the calls are what costs.
+    """
+    purposes, limits = (np.array(list(part), dtype=np.int64)[:, None] for part in (counts, counts.values()))
+    return draws.array_bits(draws.AUGMENT, keys.cpu().numpy() * 8 + purposes) * limits >> 32
 
 
 class Augment:
@@ -37,53 +50,41 @@ class Augment:
             raise UserError(f"dataset.augment takes pad >= 0 and cutout >= 0, got pad={pad}, cutout={cutout}")
         self.pad, self.pad_mode, self.flip, self.cutout = pad, pad_mode, flip, cutout
 
-    def __call__(self, x, keys):
-        """keys: int64 [n] on x's device."""
+    def __call__(self, x, keys, memory_format=torch.contiguous_format):
+        """keys: int64 [n] -> the same shape and dtype, in `memory_format`."""
         if not (self.pad or self.flip):
             return x
+        return self.read(self.windows(x, memory_format), np.arange(len(x)), keys)
+
+    def windows(self, x, memory_format) -> Windows:
+        """What `read` takes crops from."""
+        pictures = padded(x, self.pad, self.pad_mode, self.flip, memory_format)
+        return Windows(pictures, *x.shape[-2:], memory_format)
+
+    def read(self, windows: Windows, indices, keys):
+        """indices: int64 [n], a NumPy array; keys: int64 [n] -> crops [n, c, h, w]."""
+        shifts = 2 * self.pad + 1
+        top, left, flip = drawn(keys, {ROW: shifts, COLUMN: shifts, FLIP: 1 + self.flip})
+        # Mirroring the crop whose first column is `left` = cropping the mirror image from the other side.
+        left = np.where(flip, 2 * self.pad - left, left)
+        return windows.read(indices + flip * (windows.count // 2), top, left)
+
+    def cut(self, x, keys) -> None:
+        """Multiply a square in each of x [n, c, h, w] by 0, in place; x is dense in a memory format."""
         height, width = x.shape[-2:]
-        rows, columns = (torch.arange(side, device=x.device)[None] for side in (height, width))
-        if self.flip:
-            columns = torch.where(draw(keys, FLIP, 2)[:, None] == 1, width - 1 - columns, columns)
-        if self.pad:
-            rows = rows + draw(keys, ROW, 2 * self.pad + 1)[:, None]
-            columns = columns + draw(keys, COLUMN, 2 * self.pad + 1)[:, None]
-            x = self._padded(x)
-        # One gather by flat pixel index crops and flips: the fastest simple way, see benchmarks/data_path.py.
-        pixels = (rows[:, :, None] * x.shape[3] + columns[:, None, :]).view(-1, 1, height * width)
-        n, channels = x.shape[:2]
-        return x.flatten(2).gather(2, pixels.expand(n, channels, -1)).view(n, channels, height, width)
-
-    def _padded(self, x):
-        if self.pad_mode != "reflect":
-            fill = 0 if self.pad_mode == "zeros" else self.pad_mode
-            if x.dtype == torch.uint8 and fill not in range(256):
-                raise UserError(f"dataset.augment.pad_mode fills whole pixels of 0 to 255, got {fill}")
-            return F.pad(x, (self.pad,) * 4, value=fill)
-        if self.pad >= min(x.shape[-2:]):
-            raise UserError(
-                f"dataset.augment.pad_mode=reflect needs pad below the side of the picture, "
-                f"got pad={self.pad} for {x.shape[-2]}x{x.shape[-1]}"
-            )
-        if x.dtype.is_floating_point:
-            return F.pad(x, (self.pad,) * 4, mode="reflect")
-        # torch pads integers by reflection on no device; float32 holds uint8 exactly.
-        return F.pad(x.float(), (self.pad,) * 4, mode="reflect").to(x.dtype)
-
-    def keep(self, shape, keys):
-        """0 where the cutout is, else 1: bool [n, 1, h, w]."""
-        height, width = shape[-2:]
         if self.cutout > min(height, width):
             raise UserError(
                 f"dataset.augment.cutout is at most the side of the picture, "
                 f"got {self.cutout} for {height}x{width}"
             )
-        top = draw(keys, CUT_ROW, height - self.cutout + 1)
-        left = draw(keys, CUT_COLUMN, width - self.cutout + 1)
-        row, column = torch.arange(height, device=keys.device), torch.arange(width, device=keys.device)
-        in_rows = (row >= top[:, None]) & (row < top[:, None] + self.cutout)
-        in_columns = (column >= left[:, None]) & (column < left[:, None] + self.cutout)
-        return ~(in_rows[:, None, :, None] & in_columns[:, None, None, :])
+        top, left = drawn(keys, {CUT_ROW: height - self.cutout + 1, CUT_COLUMN: width - self.cutout + 1})
+        side, last = np.arange(self.cutout), not x.is_contiguous()
+        planes = 1 if last else x.shape[1]  # channels_last has all channels of a pixel in one place
+        corners = np.arange(len(x) * planes) * (height * width) + np.repeat(top * width + left, planes)
+        pixels = corners[:, None, None] + side[:, None] * width + side
+        pixels = torch.from_numpy(pixels.reshape(-1)).to(x.device, non_blocking=True)
+        values = (x.permute(0, 2, 3, 1) if last else x).view(-1, x.shape[1] // planes)
+        values.index_copy_(0, pixels, values.index_select(0, pixels).mul_(0))
 
 
 class Prepare:
@@ -107,8 +108,9 @@ class Prepare:
     ):
         self.device, self.dtype, self.memory_format = device, dtype, memory_format
         self.size, self.channels, self.augment = size, channels, augment
-        self.mean = None if mean is None else torch.tensor(mean, dtype=dtype, device=device).view(1, -1, 1, 1)
-        self.std = None if std is None else torch.tensor(std, dtype=dtype, device=device).view(1, -1, 1, 1)
+        self.mean = None if mean is None else torch.tensor(mean, dtype=dtype, device=device).view(-1, 1, 1)
+        self.std = None if std is None else torch.tensor(std, dtype=dtype, device=device).view(-1, 1, 1)
+        self._scales = lru_cache(maxsize=4)(self._scales_for)
 
     def __call__(self, x, keys=None):
         """keys: int64 [n], or None in evaluation."""
@@ -118,11 +120,10 @@ class Prepare:
             return x.to(self.dtype) if x.dtype.is_floating_point or x.dtype == torch.uint8 else x
         vary = keys is not None and self.augment is not None
         if vary:
-            keys = keys.to(self.device, non_blocking=True)
-            x = self.augment(x, keys)
+            x = self.augment(x, keys, self.memory_format)
         x = self._normalise(x)
         if vary and self.augment.cutout:
-            x = x * self.augment.keep(x.shape, keys)
+            self.augment.cut(x, keys)
         if self.size and min(x.shape[-2:]) < self.size:
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
         if self.channels and x.shape[1] == 1 and self.channels > 1:
@@ -130,10 +131,15 @@ class Prepare:
         return x.contiguous(memory_format=self.memory_format)
 
     def _normalise(self, x):
-        scale = 255.0 if x.dtype == torch.uint8 else 1.0
-        x = x.to(self.dtype, memory_format=self.memory_format)
+        out = torch.empty(x.shape, dtype=self.dtype, device=x.device, memory_format=self.memory_format)
+        out, scale = laid_out(x, out), 255.0 if x.dtype == torch.uint8 else 1.0
         if self.mean is None:
-            return x / scale if scale != 1 else x
-        if scale == 1:  # x may be the dataset's own memory
-            return (x - self.mean) / self.std
-        return x.mul_(1 / (scale * self.std)).sub_(self.mean / self.std)
+            return out / scale if scale != 1 else out
+        mean, std, factor, shift = self._scales(x.shape[1:], scale)
+        return out.mul_(factor).sub_(shift) if scale != 1 else out.sub_(mean).div_(std)
+
+    def _scales_for(self, shape, scale: float):
+        """Mean, deviation, and what bytes are multiplied by and lessened by, for every element of a picture:
+        operations with one value per channel cost ten times as much in channels_last."""
+        found = (self.mean, self.std, 1 / (scale * self.std), self.mean / self.std)
+        return [v.expand(shape)[None].clone(memory_format=self.memory_format) for v in found]

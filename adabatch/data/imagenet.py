@@ -77,9 +77,11 @@ class ImageFolderSamples(Samples):
         return len(self.files)
 
     def read(self, indices, keys=None):
-        """uint8 [n, 3, crop, crop] and int64 [n]. Raises UserError naming the file that cannot be decoded."""
+        """uint8 [n, 3, crop, crop] (channels last in memory, as Pillow has them) and int64 [n]. Raises
+        UserError naming the file that cannot be decoded."""
         tasks = _tasks(indices, keys)
-        images = torch.empty(len(tasks), 3, self.crop, self.crop, dtype=torch.uint8)
+        images = torch.empty(len(tasks), self.crop, self.crop, 3, dtype=torch.uint8)
+        pixels = images.numpy()
         window = 2 * self.workers  # keeps every thread busy, even while `ahead` others wait to be read later
         with self._lock:
             self._drop_stale(set(tasks))
@@ -91,16 +93,17 @@ class ImageFolderSamples(Samples):
                 else:
                     self._fill()
                 self._start(task)  # only does something where one read names a sample twice
-                images[row] = torch.from_numpy(self._futures.pop(task).result())
+                pixels[row] = self._futures.pop(task).result()
             self._fill()
-        return images, self.labels[indices]
+        return images.permute(0, 3, 1, 2), self.labels[indices]
 
     def expect(self, indices, keys=None) -> None:
-        """What will be read after all that was expected before. Hints may be repeated, and may be wrong."""
+        """What will be read next, in this order, instead of all that was expected before. It may be wrong."""
+        tasks = dict.fromkeys(_tasks(indices, keys))
         with self._lock:
-            for task in _tasks(indices, keys):
-                if task not in self._futures and len(self._hints) < 16 * self.ahead:
-                    self._hints[task] = None
+            for task in [task for task in self._futures if task not in tasks]:
+                self._futures.pop(task).cancel()
+            self._hints = {task: None for task in tasks if task not in self._futures}
             self._fill()
 
     def close(self) -> None:
@@ -133,13 +136,14 @@ class ImageFolderSamples(Samples):
                     future.cancel()
 
     def _decode(self, index: int, key: int | None) -> np.ndarray:
-        """uint8 [3, crop, crop]; runs in a thread."""
+        """uint8 [crop, crop, 3]; runs in a thread."""
         from PIL import Image
 
         path = self.folder / self.files[index]
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                file.load()  # first: for some formats only this settles the mode
+                image = file if file.mode == "RGB" else file.convert("RGB")  # of RGB that would be a copy
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise almost anything at broken files
@@ -147,13 +151,13 @@ class ImageFolderSamples(Samples):
                 f"the image {path} cannot be decoded: {error or type(error).__name__}. What to do: replace it"
             ) from error
         if key is None:
-            return _planes(self._central(image))
+            return np.asarray(self._central(image))
         top, left, height, width = crop_box(image.height, image.width, partial(uniform, key))
         image = image.crop((left, top, left + width, top + height))
         image = image.resize((self.crop, self.crop), Image.BILINEAR)
         if uniform(key, FLIP) < 0.5:
             image = image.transpose(Image.FLIP_LEFT_RIGHT)
-        return _planes(image)
+        return np.asarray(image)
 
     def _central(self, image):
         """The central square of the image scaled so that its shorter side is `resize`."""
@@ -166,11 +170,6 @@ class ImageFolderSamples(Samples):
         image = image.resize(scaled, Image.BILINEAR)
         left, top = (round((side - self.crop) / 2) for side in scaled)
         return image.crop((left, top, left + self.crop, top + self.crop))
-
-
-def _planes(image) -> np.ndarray:
-    """[height, width, 3] -> a copy [3, height, width], in one piece."""
-    return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
 
 
 def uniform(key: int, counter: int) -> float:

@@ -5,6 +5,7 @@ and how it is augmented (a key hashed from p). No loader, no state: any range of
 any time, by any rank, so a change of batch size is a longer range and a resume is a number.
 """
 
+import numpy as np
 import torch
 
 from adabatch import draws
@@ -30,14 +31,22 @@ class Order:
             )
         return self._kept[epoch]
 
+    def at(self, positions):
+        """Which samples stand at `positions`, a NumPy array: int64 of the same shape on the CPU."""
+        epochs, offsets = (torch.from_numpy(part) for part in np.divmod(positions, self.count))
+        found = torch.empty_like(offsets)
+        for epoch in epochs.unique().tolist():
+            found[epochs == epoch] = self.epoch(epoch)[offsets[epochs == epoch]]
+        return found
+
     def indices(self, start: int, stop: int):
         """Which samples stand at positions start <= p < stop: int64 [stop - start] on the CPU."""
-        parts = [torch.empty(0, dtype=torch.int64)]
-        while start < stop:
+        parts = []
+        while start < stop or not parts:
             epoch, offset = divmod(start, self.count)
             parts.append(self.epoch(epoch)[offset : offset + stop - start])
             start += len(parts[-1])
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class Stream:
@@ -47,6 +56,7 @@ class Stream:
         self.samples, self.prepare, self.device = samples, prepare, device
         self.order = Order(len(samples), seed)
         self._keys = draws.key(seed, draws.AUGMENT)
+        self._share = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -55,14 +65,30 @@ class Stream:
         """Which samples stand at positions start <= p < stop: int64 [stop - start] on the CPU."""
         return self.order.indices(start, stop)
 
+    def share(self, first: int, last: int, batch: int) -> None:
+        """A hint: of the batch that is read now, `batch` long, this process has first <= p < last, and
+        it will have the same part of those that follow. What it looks ahead at is its own part."""
+        self._share = first, last, batch
+
+    def ahead(self, stop: int):
+        """The positions that this process reads after stop - 1: int64 [look_ahead]; none where what stands
+        before `stop` was not of its share, and only looked at."""
+        first, last, batch = self._share or (stop - 1, stop, 1)
+        if not first < stop <= last:
+            return np.empty(0, dtype=np.int64)
+        order = np.arange(stop - first, stop - first + self.samples.look_ahead, dtype=np.int64)
+        batches, rows = np.divmod(order, last - first)
+        return first + batches * batch + rows
+
     def keys(self, start: int, stop: int):
         """The random key of each position: int64 [stop - start] on the CPU, below 2^32."""
-        return draws.bits(self._keys, torch.arange(start, stop))
+        return torch.from_numpy(draws.array_bits(self._keys, np.arange(start, stop, dtype=np.int64)))
 
     def batch(self, start: int, stop: int):
         """Positions start <= p < stop -> network inputs [n, ...], labels [n, ...], on the device."""
         keys = self.keys(start, stop)
         inputs, labels = self.samples.read(self.indices(start, stop), keys)
-        if ahead := self.samples.look_ahead:
-            self.samples.expect(self.indices(stop, stop + ahead), self.keys(stop, stop + ahead))
+        if self.samples.look_ahead and len(ahead := self.ahead(stop)):
+            keys_ahead = torch.from_numpy(draws.array_bits(self._keys, ahead))
+            self.samples.expect(self.order.at(ahead), keys_ahead)
         return self.prepare(inputs, keys), labels.to(self.device, non_blocking=True)
