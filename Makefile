@@ -21,12 +21,14 @@ SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # As many processes as cores, 8 at the most: each imports torch (0.5 GB).
 TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal
 
-.PHONY: help install train test test-all lint constraints clean
+.PHONY: help install train test test-all lint bench bench-check constraints clean
 help:
 	@echo 'make train [ARGS="model=vgg schedule=adabatch"]  train; ARGS are Hydra overrides'
 	@echo 'make test [PYTEST_ARGS="-k stream"]              the suite without slow, SLURM and GPU tests'
 	@echo 'make test-all                                    every test; SLURM and GPU tests skip where there is none'
 	@echo 'make lint                                        ruff'
+	@echo 'make bench                                       speed against peers, to outputs/bench/*.json; an hour'
+	@echo 'make bench-check                                 the cheap ratios of it against benchmarks/expected.json'
 	@echo 'make install                                     only the environment, in .venv'
 	@echo 'make constraints                                 write constraints.txt anew from pyproject.toml'
 	@echo 'make clean                                       remove .tools, build and test leftovers; keeps .venv, outputs'
@@ -76,6 +78,22 @@ $(DONE): pyproject.toml constraints.txt
 	@echo "installing adabatch and what it needs into .venv"
 	@$(FIND_UV); "$$uv" pip install -q --python $(PY) -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# One after the other, on a machine that does nothing else. On a GPU: sh benchmarks/gpu.sh MINUTES
+BENCH = outputs/bench
+bench: $(DONE)
+	@mkdir -p $(BENCH)
+	$(PY) benchmarks/train_loop.py --out $(BENCH)/train_loop.json
+	$(PY) benchmarks/data_path.py --out $(BENCH)/data_path.json
+	$(PY) benchmarks/imagenet.py --out $(BENCH)/imagenet.json
+	$(PY) benchmarks/startup.py --out $(BENCH)/startup.json
+	$(PY) benchmarks/kept.py $(BENCH)/measuring.json benchmarks/measuring.py
+	$(PY) benchmarks/kept.py $(BENCH)/distributed.json benchmarks/distributed.py
+
+# A warning where a ratio has dropped by half; it never fails by a figure.
+bench-check: $(DONE)
+	@$(PY) benchmarks/train_loop.py --models resnet --batches 128 --only reference,fp32,bf16 \
+	  --seconds 1.5 --expect benchmarks/expected.json
 
 # No hosts, no hashes: the file serves uv, pip and conda, from any mirror. NVIDIA's libraries are left out: the torch
 # build that is installed names their versions itself, and other CUDA versions of the same torch name others.
