@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SMALL = {torch.bfloat16: 16}  # pixels of the output up to which a product is faster; measured
-OTHERWISE = 4  # in the other dtypes
+OTHERWISE, ENOUGH = 4, 32  # in the other dtypes, from so many samples on: fewer do not pay for the matrix
 PIECE = (
     16 << 20
 )  # bytes of windows at once: they stay near the cache, and memory does not grow with the batch
@@ -61,7 +61,7 @@ class Conv2d(nn.Conv2d):
         if not self.training and torch.is_grad_enabled():  # single samples under vmap (`persample.py`)
             return False
         height, width = out_side(x.shape[2], k, s, p), out_side(x.shape[3], k, s, p)
-        small = SMALL.get(x.dtype, OTHERWISE)
+        small = SMALL.get(x.dtype, OTHERWISE if len(x) >= ENOUGH else 0)
         # Few windows that hardly overlap (AlexNet's first layer) are as good.
         return 0 < height * width <= small or (s > 2 and x.dtype in SMALL and height * width <= 4 * small)
 

@@ -111,8 +111,9 @@ def test_a_layer_of_somebody_elses_class_is_left_alone():
 )  # fmt: skip
 def test_which_maps_are_small(side, k, s, p, dtype, pays):
     conv = layer(2, 2, k, stride=s, padding=p)
-    x = torch.zeros(2, 2, side, side, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.zeros(32, 2, side, side, dtype=dtype).to(memory_format=torch.channels_last)
     assert conv._pays(x, k, s, p) == pays
+    assert conv._pays(x[:31], k, s, p) == (pays and dtype == torch.bfloat16)
     conv.eval()
     assert not conv._pays(x, k, s, p)  # single samples under vmap
     with torch.no_grad():
@@ -146,9 +147,9 @@ def test_a_step_of_a_whole_network_in_float64(model):
             resolved(*model, "dataset=synthetic", "dataset.samples=64", "hardware.precision=fp64",
                      f"hardware.convolution={way}")
         )  # fmt: skip
-        parts.step.micro_batch = 8
+        parts.step.micro_batch = 32
         parts.step.flat.pending.zero_()
-        parts.step._gradient(0, Setting(16, 0.0, 16), None, frozenset())
+        parts.step._gradient(0, Setting(64, 0.0, 64), None, frozenset())
         found.append(parts.step.flat.grads.clone())
         names.append(list(parts.step.model.state_dict()))
         kinds.append({type(m) for m in parts.step.model.modules()})
