@@ -119,6 +119,12 @@ def preparation(node: dict, parts: Data, model, hardware) -> Prepare:
     is said."""
     stored, seen = parts.shape, seen_as(parts.shape, node.get("size"), model)
     image, varied = len(stored) == 3, dict(node.get("augment") or {})
+    for key in ("mean", "std"):
+        if image and node.get(key) is not None and len(node[key]) not in (1, stored[0]):
+            raise UserError(
+                f"dataset.{key} has one value, or one for each channel: got {len(node[key])} for pictures of "
+                f"{stored[0]}"
+            )
     if seen != stored:
         why = "dataset.size" if node.get("size") else f"what {type(model).__name__} asks for"
         log.info(

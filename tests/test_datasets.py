@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from support import resolved
 
+from adabatch.build import build
 from adabatch.data import cache, datasets, imagenet
 from adabatch.data.cache import Source
 from adabatch.errors import UserError
@@ -388,3 +390,12 @@ def test_the_published_files(name, real_data, tmp_path):
     assert len(ours[0][0]) == node["samples"] and len(ours[1][0]) == node["test_samples"]
     if name != "cifar100":  # whose constants are CIFAR-10's, as in NVlabs' code
         assert np.allclose((ours[0][0].double() / 255).mean((0, 2, 3)), node["mean"], atol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_as_many_means_as_channels_or_one(key):
+    grey = ["dataset=synthetic", "dataset.samples=64", "dataset.channels=1"]
+    with pytest.raises(UserError, match=f"dataset.{key} .* got 3 for pictures of 1"):
+        build(resolved(*grey, f"dataset.{'std' if key == 'mean' else 'mean'}=[0.5]"))
+    parts = build(resolved(*grey, "dataset.mean=[0.5]", "dataset.std=[0.5]"))
+    assert parts.step.stream.batch(0, 4)[0].shape == (4, 1, 32, 32)
