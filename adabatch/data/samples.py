@@ -20,7 +20,8 @@ class Samples:
         raise NotImplementedError
 
     def expect(self, indices, keys=None) -> None:
-        """A hint of what will be read next; sources on disk start reading it."""
+        """A hint of what will be read next, in this order, instead of what was expected before; sources on
+        disk start reading it."""
 
     def close(self) -> None:
         """Release threads and files."""
