@@ -35,6 +35,10 @@ OURS = {name: [f"hardware.precision={name}"] for name in ("fp32", "bf16")}
 OURS |= {f"{name}+compile": [*keys, "hardware.compile=true"] for name, keys in OURS.items()}
 PEERS = ("reference", "hand", "hand-ghost")
 CEILINGS = ("matmul-fp32", "matmul-bf16")
+BROKEN = (
+    "hand-ghost",
+    "bf16+compile",
+)  # by a fault of the compiler's on a CPU (docs/log.md): on request only
 MODELS = ("resnet", "alexnet", "vgg")
 
 
@@ -220,7 +224,8 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seconds", type=float, default=2.0, help="about so long is a turn")
     p.add_argument("--threads", type=int, help="of each contender; default: one per core")
-    p.add_argument("--only", default=",".join(names), help="names as above, and: " + ", ".join(CEILINGS))
+    default = [n for n in names if n not in BROKEN]
+    p.add_argument("--only", default=",".join(default), help="names as above, and: " + ", ".join(CEILINGS))
     p.add_argument("--data", help="folder of torchvision's CIFAR-10; default: made-up pictures")
     p.add_argument("--samples", type=int, default=50_000, help="made-up pictures")
     p.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
