@@ -1,7 +1,7 @@
 """Convolutions on small maps as products of matrices, on a CPU.
 
 A library's direct convolution is slow on a map of 4x4 or 2x2 pixels: 512 channels of 4x4 in bf16 took three
-times what the same sums take as one product of matrices, 2x2 up to nine times (docs/performance.md). Two
+times what the same sums take as one product of matrices, 2x2 four to six times (docs/performance.md). Two
 forms, by which does less work: the windows of the input as rows of a matrix (im2col), or, where the map has
 fewer pixels than the kernel, every pixel of the input against every pixel of the output with a matrix made of
 the kernel's taps. Both are the convolution's own sums in another order.
