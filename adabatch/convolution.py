@@ -15,9 +15,7 @@ from torch import nn
 
 SMALL = {torch.bfloat16: 16}  # pixels of the output up to which a product is faster; measured
 OTHERWISE, ENOUGH = 4, 32  # in the other dtypes, from so many samples on: fewer do not pay for the matrix
-PIECE = (
-    16 << 20
-)  # bytes of windows at once: they stay near the cache, and memory does not grow with the batch
+PIECE = 16 << 20  # bytes of windows at once: near the cache, and memory does not grow with the batch
 
 
 def adopt(model: nn.Module) -> None:

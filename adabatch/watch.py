@@ -105,14 +105,15 @@ class Watch:
                 self._end()
 
     def _look(self, now: float) -> None:
+        asked = self._asked  # before _left is read: what that reading of the store found is in it
         there = [rank for rank in self._seen if rank not in self._left]
         for rank in there:
             one = self.meeting.who[rank]
             if one["near"] and started(one["pid"]) != one["started"]:
-                self._missed.setdefault(rank, now)
+                self._missed.setdefault(rank, time.monotonic())  # it may have left between `now` and here
         for rank, since in self._missed.items():
             # Its last words are read first: it may have left, or told why it ends.
-            if rank in there and (self._asked > since or self._broke or now - since > GRACE):
+            if rank in there and (asked > since or self._broke or now - since > GRACE):
                 return self._say(rank, "is gone: killed, or out of memory?")
         silence = SUSPECT if self._suspicion else SILENCE
         if self._broke or now - self._asked > silence:

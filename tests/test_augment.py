@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adabatch import draws
 from adabatch.data import augment
 from adabatch.data.augment import Augment, Prepare
 from adabatch.errors import UserError
@@ -22,12 +23,17 @@ def keys(n=24, start=0):
     return torch.arange(start, start + n) * 2_654_435_761 % 2**32
 
 
+def draw(keys, purpose: int, count: int):
+    """keys: int64 [n] -> uniform integers [n] in [0, count), through torch; the code has its own, of arrays."""
+    return draws.integers(draws.AUGMENT, keys * 8 + purpose, count)
+
+
 def reference(x, keys, pad, mode, flip, fill=0):
     """torchvision, one picture after the other."""
     from torchvision.transforms.v2 import functional as tv
 
-    rows, columns = (augment.draw(keys, what, 2 * pad + 1).tolist() for what in (augment.ROW, augment.COLUMN))
-    flips = augment.draw(keys, augment.FLIP, 2).tolist()
+    rows, columns = (draw(keys, what, 2 * pad + 1).tolist() for what in (augment.ROW, augment.COLUMN))
+    flips = draw(keys, augment.FLIP, 2).tolist()
     out = []
     for i, picture in enumerate(x):
         picture = tv.pad(picture, [pad], fill=fill, padding_mode=mode) if pad else picture
@@ -57,9 +63,9 @@ def test_crop_and_flip_equal_torchvision(flip, pad, mode, fill, shape, dtype):
 
 def test_every_shift_and_both_directions_occur():
     n = 4000
-    rows = augment.draw(keys(n), augment.ROW, 9)
-    columns = augment.draw(keys(n), augment.COLUMN, 9)
-    flips = augment.draw(keys(n), augment.FLIP, 2)
+    rows = draw(keys(n), augment.ROW, 9)
+    columns = draw(keys(n), augment.COLUMN, 9)
+    flips = draw(keys(n), augment.FLIP, 2)
     assert len(torch.unique(rows * 18 + columns * 2 + flips)) == 9 * 9 * 2
 
 
@@ -94,8 +100,8 @@ def test_cutout_is_one_square_inside_the_picture_set_to_the_mean(side, shape):
     x, k = pictures(n, 3, *shape), keys(n)
     plain = Prepare("cpu", mean=MEAN, std=STD)(x)
     cut = Prepare("cpu", mean=MEAN, std=STD, augment=Augment(cutout=side))(x, k)
-    tops = augment.draw(k, augment.CUT_ROW, shape[0] - side + 1).tolist()
-    lefts = augment.draw(k, augment.CUT_COLUMN, shape[1] - side + 1).tolist()
+    tops = draw(k, augment.CUT_ROW, shape[0] - side + 1).tolist()
+    lefts = draw(k, augment.CUT_COLUMN, shape[1] - side + 1).tolist()
     for i, (top, left) in enumerate(zip(tops, lefts, strict=True)):
         plain[i, :, top : top + side, left : left + side] = 0  # normalised: the mean
     assert torch.equal(cut, plain)

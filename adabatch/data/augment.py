@@ -17,11 +17,6 @@ from adabatch.errors import UserError, suggest
 ROW, COLUMN, FLIP, CUT_ROW, CUT_COLUMN = range(5)  # what a draw of a sample is for
 
 
-def draw(keys, purpose: int, count: int):
-    """keys: int64 [n] -> uniform integers [n] in [0, count)."""
-    return draws.integers(draws.AUGMENT, keys * 8 + purpose, count)
-
-
 def drawn(keys, counts: dict):
     """{purpose: count}; keys: int64 [n] -> the draws of each purpose, int64 [purposes, n], as NumPy arrays.
 

@@ -1,0 +1,71 @@
+"""Who judges that a rank is gone reads the rank's last words first, however the two threads interleave."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from adabatch import watch
+
+RANK_1 = {"pid": 7, "host": "here", "started": 1.0, "near": True}
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """Rank 0's Watch of two ranks; its threads end at once, the tests take their turns."""
+    monkeypatch.setattr(watch.Watch, "_beat", lambda self: None)
+    monkeypatch.setattr(watch.Watch, "_judge", lambda self: None)
+    meeting = SimpleNamespace(
+        place=SimpleNamespace(rank=0, world=2),
+        who={1: RANK_1},
+        name=lambda rank: f"rank {rank} (process 7 on here)",
+        agent=False,
+    )
+    found = watch.Watch(meeting)
+    yield found
+    found.stop()
+
+
+def look(judge, monkeypatch, during=lambda: None, alive=False) -> dict | None:
+    """What the judge knows after a look; `during` happens while it asks whether rank 1's process is there."""
+
+    def started(pid: int) -> float | None:
+        during()
+        return RANK_1["started"] if alive else None
+
+    monkeypatch.setattr(watch, "started", started)
+    judge._look(time.monotonic())
+    return judge.lost
+
+
+def test_a_rank_whose_leaving_is_read_during_the_look_is_not_lost(judge, monkeypatch):
+    assert look(judge, monkeypatch) is None  # missed, its last words not read yet
+
+    def turn() -> None:  # the other thread reads the store: rank 1 has left
+        judge._left.add(1)
+        judge._asked = time.monotonic()
+
+    assert look(judge, monkeypatch, turn) is None
+    assert look(judge, monkeypatch) is None
+
+
+def test_a_rank_that_left_after_the_store_was_read_is_not_lost(judge, monkeypatch):
+    def turn() -> None:  # after the look began, and before rank 1 said that it leaves and ended
+        judge._asked = time.monotonic()
+
+    assert look(judge, monkeypatch, turn) is None
+    assert look(judge, monkeypatch) is None  # the next look still has only that reading
+    judge._left.add(1)
+    judge._asked = time.monotonic()
+    assert look(judge, monkeypatch) is None
+
+
+def test_a_rank_that_ended_without_a_word_is_lost_once_the_store_was_read(judge, monkeypatch):
+    assert look(judge, monkeypatch) is None
+    judge._asked = time.monotonic()
+    assert look(judge, monkeypatch)["message"] == "rank 1 (process 7 on here) is gone: killed, or out of memory?"
+
+
+def test_a_rank_that_is_there_is_not_lost(judge, monkeypatch):
+    judge._asked = time.monotonic()
+    assert look(judge, monkeypatch, alive=True) is None
