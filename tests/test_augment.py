@@ -24,7 +24,7 @@ def keys(n=24, start=0):
 
 
 def draw(keys, purpose: int, count: int):
-    """keys: int64 [n] -> uniform integers [n] in [0, count), through torch; the code has its own, of arrays."""
+    """keys: int64 [n] -> uniform integers [n] in [0, count), by torch; the code's own are by NumPy."""
     return draws.integers(draws.AUGMENT, keys * 8 + purpose, count)
 
 

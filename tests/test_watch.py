@@ -63,7 +63,8 @@ def test_a_rank_that_left_after_the_store_was_read_is_not_lost(judge, monkeypatc
 def test_a_rank_that_ended_without_a_word_is_lost_once_the_store_was_read(judge, monkeypatch):
     assert look(judge, monkeypatch) is None
     judge._asked = time.monotonic()
-    assert look(judge, monkeypatch)["message"] == "rank 1 (process 7 on here) is gone: killed, or out of memory?"
+    found = look(judge, monkeypatch)
+    assert found == {"rank": 1, "message": "rank 1 (process 7 on here) is gone: killed, or out of memory?"}
 
 
 def test_a_rank_that_is_there_is_not_lost(judge, monkeypatch):

@@ -41,7 +41,8 @@ PROMISES = {
     "gradient": Promise(
         "the same, float32",
         "gradient of one step from equal state within 1e-5 relative, or within float32's own error on this "
-        "network where that is larger (1e-3 where there is no float64); where weights part by 1e-3 is reported",
+        "network where that is larger (1e-3 where there is no float64); where weights part by 1e-3 is "
+        "reported",
         1e-5,
     ),
     "ordered": Promise(
