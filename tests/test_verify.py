@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from support import SMALL
 from adabatch.errors import UserError
 from adabatch.verify import comparing, data, table
 from adabatch.verify.check import KINDS, Check
-from adabatch.verify.checks import micro_batches
+from adabatch.verify.checks import NUDGED, Verification
 from adabatch.verify.command import chosen, numbers
+from adabatch.verify.cuts import micro_batches
 from adabatch.verify.promises import PROMISES, gradient_bound, promised
 from adabatch.verify.recorded import Recorded, Step, joined
 
@@ -33,7 +35,7 @@ META = dict(
 def step(start: int, batch: int, **changed) -> Step:
     """A step whose every figure is a function of position."""
     p = torch.arange(start, start + batch)
-    vector = {"values": torch.arange(32) + float(start), "stride": 1}
+    vector = {"values": torch.arange(32.0, dtype=torch.float64) + start, "stride": 1}
     found = dict(
         start=start, batch=batch, divisor=batch, lr=[0.1], trained=torch.ones_like(p), sample=p % 100,
         label=p % 7, input=p * 3, loss=1.0 / (1.0 + p.double()), norms=torch.tensor([3.0, 4.0]).double(),
@@ -113,6 +115,72 @@ def test_where_weights_part():
     other = record({}, moved("weights", 0, 0.5))
     assert comparing.weights_part(record(), other, 0.0) == 16
     assert comparing.weights_part(record(), other, 0.9) is None
+
+
+@pytest.mark.parametrize(
+    "theirs, nudged, good",
+    [
+        ([0, 0, 0, 0], [0, 0, 0, 0], True),
+        ([0, 0, 1e-11, 1e-11], [0, 0, 0, 0], True),  # within the bound
+        ([0, 0, 1e-9, 1e-6], [0, 0, 2e-10, 2e-7], True),  # beyond it, as a rounding is
+        ([0, 1e-9, 1e-9, 1e-9], [0, 0, 1e-3, 1e-3], False),  # before a rounding has come to that
+        ([0, 0, 0, 1e-6], [0, 0, 1e-3, 1e-8], False),
+        ([0, 0, 0, math.nan], [0, 0, 0, 1.0], False),
+    ],
+)
+def test_a_difference_is_forgiven_only_where_a_rounding_has_come_to_a_tenth_of_it(theirs, nudged, good):
+    def run(gaps):  # the weights of step k end in starts of 0, 8, 16, 32: the largest is 31 + start
+        return record(*[
+            moved("weights", 3, gap * (31 + start), batch, start)
+            for gap, (start, batch) in zip(gaps, ((0, 8), (8, 8), (16, 16), (32, 16)))
+        ])  # fmt: skip
+
+    assert comparing.within(record(), run(theirs), run(nudged), 1e-10, 10.0) is good
+
+
+class Rounding(Verification):
+    """A run "cut" whose last weights are off by `far`, one from nudged weights by `own`; nothing is run."""
+
+    def __init__(self, far: float, own: float, early: float = 0.0):
+        self.off, self.early, self.started = {"cut": far, NUDGED: own}, early, []
+        self.precision, self.made, self.earlier, self.begun, self.seen = "fp32", {}, {}, {}, []
+        self.meta, self.references = META, {"fp64": record()}
+        self.processes = self
+
+    def run(self, name, *overrides, nudge=False):
+        self.started.append((name, overrides, nudge))
+        return SimpleNamespace(failure=None)
+
+    def written(self, name):
+        return self.recorded(self.off[name], self.early if name == "cut" else 0.0)
+
+    def recorded(self, far: float, early: float = 0.0) -> Recorded:
+        return record(moved("weights", 3, early * 31, 8, 0), {}, {}, moved("weights", 3, far * 63, 16, 32))
+
+    def weights_of(self, name):
+        return {"w": torch.tensor([1.0, self.off.get(name, 0.0)], dtype=torch.float64)}
+
+
+@pytest.mark.parametrize(
+    "found, bound, passed, runs",
+    [
+        (Rounding(5e-11, 1.0), 1e-10, True, 0),  # what is within the bound asks for no other run
+        (Rounding(1e-9, 2e-10), 2e-9, True, 1),
+        (Rounding(1e-9, 1e-11), 1e-10, False, 1),
+        (Rounding(1e-9, 2e-10, early=1e-6), 1e-10, False, 1),
+    ],
+)
+def test_beyond_1e_10_a_rounding_of_the_initial_weights_is_the_measure(found, bound, passed, runs):
+    check = found.weights("cut", lambda name: found.written(name))
+    assert (check.promised, check.passed) == (pytest.approx(bound), passed)
+    assert found.started == [(NUDGED, ("hardware.precision=fp64",), True)] * runs
+    assert ("nudged" in (check.reason or "")) == (passed and runs > 0)
+
+
+def test_runs_of_other_lengths_are_not_within():
+    short = record()
+    short.steps.pop()
+    assert not comparing.within(record(), short, record(), 1.0, 10.0)
 
 
 # ---------------------------------------------------------------- all runs at once

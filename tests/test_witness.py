@@ -8,7 +8,7 @@ from support import SMALL, killed, outcome, run
 
 from adabatch.data.stream import Order
 from adabatch.verify import recorded
-from adabatch.witness import digests, part
+from adabatch.witness import digests, nudge, part
 
 
 def watched(folder, *overrides: str, more: str = ""):
@@ -32,6 +32,30 @@ def test_digests_are_of_the_bits_whatever_the_layout():
 def test_a_part_of_a_vector():
     found = part(torch.arange(10), most=4)
     assert found["stride"] == 3 and found["values"].tolist() == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_nudge_is_one_rounding_of_each_element_either_way(dtype):
+    before = torch.arange(-1000, 1001).to(dtype)
+    after = before.clone()
+    nudge(after)
+    gap = (after.double() - before.double())[before != 0]
+    relative = gap / before.double()[before != 0] / torch.finfo(dtype).eps
+    assert (
+        float(after[1000]) == 0.0 and 0.5 <= float(relative.abs().min()) <= float(relative.abs().max()) <= 2
+    )
+    assert 800 < int((relative > 0).sum()) < 1200
+    again = before.clone()
+    nudge(again)
+    assert torch.equal(again, after)
+
+
+def test_a_nudged_run_begins_beside_the_other(tmp_path):
+    precise = "hardware.precision=fp64"
+    one = watched(tmp_path / "one", precise)
+    other = watched(tmp_path / "other", precise, more=",nudge:true")
+    first = [run.steps[0].gradient["values"] for run in (one, other)]
+    assert 0 < float((first[0] - first[1]).abs().max()) < 1e-12 * float(first[0].abs().max())
 
 
 def test_what_is_written_is_what_was_trained(tmp_path):

@@ -161,6 +161,17 @@ def weights_part(ours: Recorded, theirs: Recorded, bound: float) -> int | None:
     return None
 
 
+def within(ours: Recorded, theirs: Recorded, nudged: Recorded, bound: float, factor: float) -> bool:
+    """Whether the kept part of the weights differs, after every step, by no more than `bound` or `factor`
+    times what it differs in the run that began from nudged weights."""
+    for a, b, c in zip(ours.steps, theirs.steps, nudged.steps):
+        kept = a.weights["values"]
+        own = relative(c.weights["values"], kept)
+        if not relative(b.weights["values"], kept) <= max(bound, factor * own):
+            return False
+    return len(ours.steps) == len(theirs.steps) == len(nudged.steps)
+
+
 def worst_gradient(ours: Recorded, a: Step, b: Step) -> tuple[float | None, str | None]:
     """(relative difference of a step's gradient, the tensor with the largest |difference|)."""
     far = gradient_difference(a, b)

@@ -88,7 +88,12 @@ class Processes:
             self.forks.close()
 
     def run(
-        self, name: str, *overrides: str, kill_after: int | None = None, going_on: Made | None = None
+        self,
+        name: str,
+        *overrides: str,
+        kill_after: int | None = None,
+        going_on: Made | None = None,
+        nudge: bool = False,
     ) -> Made:
         """The command with more overrides. kill_after: it kills itself after so many steps. going_on: the run
         whose folder is copied and gone on with. UserError: the command was refused."""
@@ -98,7 +103,8 @@ class Processes:
         folder, witness = place / "run", place / "witness"
         if going_on:
             shutil.copytree(going_on.folder, folder)
-        asked = f"{{steps:{self.steps},kill_after:{kill_after or 'null'},witness:{quoted(witness)}}}"
+        asked = f"{{steps:{self.steps},kill_after:{kill_after or 'null'},witness:{quoted(witness)}"
+        asked += ",nudge:true}" if nudge else "}"
         lines = [
             *self.overrides,
             *ALWAYS,
