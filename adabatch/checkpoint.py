@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from adabatch.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 PLAIN = (str, bytes, int, float, bool, type(None))
 
 
@@ -39,6 +40,45 @@ def save(path: Path, state: dict) -> None:
     """A checkpoint: plain values and tensors, with the format number."""
     refuse_objects(state)
     _write(path, {"format": FORMAT, **state})
+
+
+def copied(value):
+    """The same plain values with tensors of their own on the CPU, which training does not change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: copied(item) for name, item in value.items()}
+    return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+
+
+class Writer:
+    """Writes one run's checkpoints in a thread, one at a time, while training goes on. An error of the thread
+    is raised by the next call."""
+
+    def __init__(self):
+        self._thread, self._error = None, None
+
+    def save(self, path: Path, state: dict) -> None:
+        """`save` of a copy; returns when that is made and the checkpoint before it is on the disk."""
+        refuse_objects(state)
+        self.wait()
+        value = {"format": FORMAT, **copied(state)}
+        self._thread = threading.Thread(target=self._work, args=(path, value), name="adabatch-checkpoint")
+        self._thread.start()
+
+    def _work(self, path: Path, value: dict) -> None:
+        try:
+            _write(path, value)
+        except BaseException as error:  # for the thread that trains
+            self._error = error
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk; raises why it could not be written."""
+        if self._thread:
+            self._thread.join()
+        self._thread, error, self._error = None, self._error, None
+        if error:
+            raise error
 
 
 def save_weights(path: Path, model) -> None:

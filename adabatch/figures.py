@@ -38,7 +38,8 @@ def announce(run) -> None:
              " each" if world > 1 else "", parts.step.micro_batch)  # fmt: skip
     for text in parts.schedule.warnings():
         log.warning("%s", text)
-    warn_of_idle_ranks(run, first.divisor)
+    if not parts.schedule.done(run.position):
+        warn_of_idle_ranks(run, parts.schedule(parts.schedule.start(run.position)).divisor)
     broken = layers.split_dependent(run.model)
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
@@ -88,6 +89,7 @@ def summary(run, errors: dict) -> dict:
         best_validation_error=None if errors.get("validation") is None else run.best["validation"],
         final_train_loss=run.last_epoch[0] / run.last_epoch[1],
         train_seconds=seconds,
+        device_seconds=run.device_seconds,
         wall_seconds=run.ledger.wall(),
         images_per_second=run.trained / seconds,
         weights_sha256=checkpoint.sha256(run.model),

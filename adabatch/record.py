@@ -1,5 +1,6 @@
 """What a run knows of itself while it trains: its position, its rows, its phases, and how they are saved."""
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -44,13 +45,14 @@ class Record:
         self.writes, self.compiled = parts.hardware.ranks.rank == 0, set()
         self.setting: Setting | None = None  # of the last batch
         self.seconds = 0.0  # of training, up to the last step
+        self.device_seconds = 0.0  # the same, of every process
         self.phases: list[dict] = []
         self.best: dict = {}  # smallest error by split
         self.last_epoch = [0.0, 0]  # sum of the training losses, and samples, of the last epoch of the budget
         self.pending: list[dict] = []  # rows whose figures are still on the device
         self.fetched_at = self.saved_at = ledger.clock()
         self.model, self.samples = parts.step.model, parts.schedule.samples
-        self.micro_batch = None  # that rows were last told of
+        self.micro_batch, self.writer = None, checkpoint.Writer()  # micro_batch: that rows were last told of
         if not self.writes:
             self.trackers = trackers.Silent()
             return
@@ -77,16 +79,8 @@ class Record:
             self.fetch()
             self.book()
         if before is None or before.stage != setting.stage:
-            self.phases.append(
-                dict(
-                    start_position=start,
-                    batch_size=setting.divisor,
-                    lr=setting.lr,
-                    lr_end=setting.lr,
-                    steps=0,
-                    seconds=0.0,
-                )
-            )
+            phase = dict(start_position=start, batch_size=setting.divisor, lr=setting.lr, lr_end=setting.lr)
+            self.phases.append(phase | dict(steps=0, seconds=0.0))
         if before is None or before.divisor == setting.divisor:
             return
         known = dict(
@@ -134,6 +128,7 @@ class Record:
         progress."""
         seconds = self.ledger.training()
         self.phases[-1]["seconds"] += seconds - self.seconds
+        self.device_seconds += (seconds - self.seconds) * self.parts.hardware.ranks.world
         self.seconds = seconds
         return seconds
 
@@ -248,6 +243,7 @@ class Record:
             made_by=made_by(self.parts.hardware),
             ledger=self.ledger.read(),
             wall=self.ledger.wall(),
+            device_seconds=self.device_seconds,
             model=self.model.state_dict(),
             optimizer=self.parts.step.optimizer.state_dict(),
             layout=self.parts.step.flat.layout,
@@ -258,9 +254,9 @@ class Record:
             average=average.state_dict() if average else None,
         )
 
-    def save(self) -> None:
+    def save(self, wait: bool = True) -> None:
         """Rows to disk first, then the checkpoint that counts them; nothing that is not finite is ever
-        saved."""
+        saved. wait: until it is on the disk; else a thread writes it."""
         with self.ledger("checkpoint"):
             self.fetch()
             flat = self.parts.step.flat
@@ -275,8 +271,16 @@ class Record:
             agree(self)
             if self.writes:
                 self.trackers.sync()
-                checkpoint.save(self.folder / "checkpoint.pt", self.state())
+                self.writer.save(self.folder / "checkpoint.pt", self.state())
+                if wait:
+                    self.writer.wait()
             self.saved_at = self.ledger.clock()
+
+    def close(self, code: int) -> None:
+        """The end of this sitting; code: its exit code, for trackers."""
+        with contextlib.suppress(Exception):  # what ended the run counts; where nothing did, all is written
+            self.writer.wait()
+        self.trackers.close(code)
 
     def save_weights(self, name: str) -> None:
         """A plain state_dict of the weights that are evaluated (the average where there is one)."""

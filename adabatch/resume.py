@@ -65,7 +65,7 @@ def restore(run, state: dict, made_by: dict) -> None:
         parts.step.meter.load_state_dict(state["meter"])
     if parts.average:
         parts.average.load_state_dict(state["average"])
-    for name in ("position", "trained", "evaluated", "phases", "best", "last_epoch"):
+    for name in ("position", "trained", "evaluated", "phases", "best", "last_epoch", "device_seconds"):
         setattr(run, name, state[name])
     run.steps = state["step"]
     parts.step.micro_batch = micro_batch(parts, state)

@@ -42,7 +42,8 @@ EXCLUDED = (
 )  # fmt: skip
 
 # What is measured in a row or a summary; everything else is equal between equal runs.
-MEASURED = ("seconds", "train_seconds", "wall_seconds", "images_per_second", "peak_memory_bytes", "ledger")
+TIMES = ("seconds", "train_seconds", "device_seconds", "wall_seconds")
+MEASURED = (*TIMES, "images_per_second", "peak_memory_bytes", "ledger")
 
 READABLE = 80  # characters of a folder's name before its hex; file systems allow 255
 
@@ -143,9 +144,8 @@ def _tag(override: str) -> str:
 
 _SHORT = [e.split(".")[-1] for e in EXCLUDED if "." in e]
 _WHOLE = [e for e in EXCLUDED if "." not in e and e != "experiment"]
-_TAGS = re.compile(
-    rf"((?:-(?:{'|'.join(_SHORT)}|(?:{'|'.join(_WHOLE)})(?:\.\w+)*)=[^-=]*)*)-([0-9a-f]{{8}})$"
-)
+_TAG = rf"-(?:{'|'.join(_SHORT)}|(?:{'|'.join(_WHOLE)})(?:\.\w+)*)=[^-=]*"
+_TAGS = re.compile(rf"((?:{_TAG})*)-([0-9a-f]{{8}})$")
 
 
 def _weight(override: str) -> tuple:

@@ -8,6 +8,7 @@ import pickle
 import random
 import signal
 import stat
+import threading
 
 import numpy as np
 import pytest
@@ -50,6 +51,54 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
     checkpoint.save(path, {"position": 5})  # the next one takes its place
     assert checkpoint.load(path) == {"format": checkpoint.FORMAT, "position": 5}
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Writing waits until the event is set."""
+    event, write = threading.Event(), checkpoint._write
+
+    def late(path, value):
+        assert event.wait(20)
+        write(path, value)
+
+    monkeypatch.setattr(checkpoint, "_write", late)
+    yield event
+    event.set()
+
+
+def test_a_thread_writes_what_was_true_when_it_was_told(tmp_path, held):
+    path, now, writer = tmp_path / "checkpoint.pt", state(), checkpoint.Writer()
+    writer.save(path, now)
+    assert not path.exists()  # training goes on
+    for tensor in (now["model"]["a.weight"], now["optimizer"]["buffers"][0], now["bf16"]):
+        tensor.zero_()
+    now["position"] = 0
+    held.set()
+    writer.wait()
+    assert same(checkpoint.load(path), {"format": checkpoint.FORMAT, **state()})
+
+
+def test_the_next_checkpoint_waits_for_the_one_before(tmp_path, held):
+    path, writer = tmp_path / "checkpoint.pt", checkpoint.Writer()
+    writer.save(path, {"position": 1})
+    threading.Timer(0.3, held.set).start()
+    writer.save(path, {"position": 2})
+    assert held.is_set()
+    writer.wait()
+    assert checkpoint.load(path)["position"] == 2
+
+
+def test_an_error_of_the_thread_is_raised_by_the_next_call_and_once(tmp_path):
+    writer = checkpoint.Writer()
+    for again in (lambda: writer.save(tmp_path / "checkpoint.pt", {"position": 2}), writer.wait):
+        writer.save(tmp_path / "nowhere" / "checkpoint.pt", {"position": 1})
+        with pytest.raises(FileNotFoundError):
+            again()
+        writer.wait()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="position is a builtins.set"):  # at once, in the thread that asked
+        writer.save(tmp_path / "checkpoint.pt", {"position": {1}})
 
 
 class Colour(enum.IntEnum):

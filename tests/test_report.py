@@ -32,6 +32,23 @@ def test_finished_run(tmp_path):
     assert not list(folder.glob(".*")), "a temporary file was left"
 
 
+@pytest.mark.parametrize(
+    "worlds, said",
+    [
+        ([1], None),
+        ([4], "Device time 6 min 40 s 4 processes"),
+        ([1, 2, 4], "Device time 6 min 40 s 1 to 4 processes; 4 throughout the same time: 13 min 20 s"),
+    ],
+)
+def test_time_of_all_processes(worlds, said, tmp_path):
+    rows = make_rows()
+    for number, row in enumerate(rows):
+        row["world_size"] = worlds[number * len(worlds) // len(rows)]
+    folder = make_run(tmp_path / "run", rows, device_seconds=400.0, train_seconds=200.0)
+    shown = " ".join(page_of(folder).text.split())
+    assert said in shown if said else "Device time" not in shown
+
+
 def test_page_is_self_contained_and_quiet(tmp_path):
     folder = make_run(tmp_path / "run")
     page = page_of(folder, write=True)

@@ -6,7 +6,7 @@ import random
 import pytest
 from run_folders import SAMPLES, make_phases, make_rows, make_run, page_of
 
-from adabatch.report import facts, parts, series, svg
+from adabatch.report import facts, series, svg, words
 
 
 def test_phases_of_a_run_without_summary_follow_the_rows(tmp_path):
@@ -149,7 +149,7 @@ def test_tick_labels(value, expected):
     ],
 )
 def test_durations(seconds, expected):
-    assert parts.duration(seconds) == expected
+    assert words.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,7 @@ def test_ledger_adds_up_to_the_wall_and_redone_is_booked(tmp_path):
     assert causes["redone"] >= lost * 0.999 > 0
     assert sum(causes.values()) == pytest.approx(summary["wall_seconds"], rel=0.01)
     assert summary["train_seconds"] < summary["wall_seconds"]
+    assert summary["device_seconds"] == pytest.approx(summary["train_seconds"], rel=0.01)  # of one process
 
 
 VALIDATED = (*FULL, "dataset.validation=60", "checkpoint.best=true", "dataset.samples=360")

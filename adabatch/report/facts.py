@@ -100,6 +100,12 @@ class Facts:
         return self.train[-1] if self.train else {}
 
     @property
+    def worlds(self) -> tuple[int, int]:
+        """The fewest and the most processes that took a step; (1, 1) where no row says so."""
+        found = {int(n) for row in self.train if (n := number(row.get("world_size"))) and n >= 1} or {1}
+        return min(found), max(found)
+
+    @property
     def path(self) -> str:
         """The folder as one would type it from where the report is written, quoted for a shell."""
         folder = self.folder.resolve()

@@ -6,6 +6,7 @@ from adabatch.report import facts, svg
 from adabatch.report.facts import Facts, number, text
 from adabatch.report.markup import Markup, el, table
 from adabatch.report.series import Panel
+from adabatch.report.words import duration, figure, fixed, percent, plain, short
 
 MOST = 60  # rows of any table
 
@@ -27,6 +28,7 @@ def cards(run: Facts) -> Markup:
         ("Epochs", short(reached), f"of {plain(planned)} planned" if early else None),
         ("Updates", plain(steps), None),
         ("Training time", duration(seconds), "evaluation and saving excluded"),
+        *_devices(run, seconds),
         ("Images per second", short(speed, 3), None),
         ("Device", device(run) or "not recorded", None),
     ]
@@ -35,6 +37,17 @@ def cards(run: Facts) -> Markup:
         figure = el("dd", value, el("small", note) if note else None)
         shown.append(el("div", el("dt", name), figure, class_="long" if len(value) > 14 else None))
     return el("dl", *shown, class_="cards")
+
+
+def _devices(run: Facts, seconds: float | None) -> list[tuple]:
+    """The time of all processes together, where there were several."""
+    (few, most), held = run.worlds, number(run.summary.get("device_seconds"))
+    if most == 1 or held is None or seconds is None:
+        return []
+    if few == most:
+        return [("Device time", duration(held), f"{most} processes")]
+    same = f"{most} throughout the same time: {duration(most * seconds)}"
+    return [("Device time", duration(held), f"{few} to {most} processes; {same}")]
 
 
 def _errors(run: Facts) -> list[tuple]:
@@ -254,42 +267,3 @@ def pairs(values: dict, depth: int = 2) -> Markup:
 
     add("", values, depth)
     return table(["", ""], rows, numbers=2)
-
-
-def figure(value) -> str:
-    """A value of any type for a table's cell."""
-    found = number(value)
-    return text(value) if found is None else plain(found)
-
-
-def plain(value: float | None) -> str:
-    """ "1,250", "0.05", "3.2e-05"; a dash for None. Integers keep every digit."""
-    if value is None:
-        return "\u2013"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.5g}" if 1e-4 <= abs(value) < 1e6 else f"{value:.4g}"
-
-
-def short(value: float | None, digits: int = 4) -> str:
-    """As `plain`, with a fraction rounded to so many digits."""
-    exact = value is None or value == int(value)
-    return plain(value if exact else float(f"{value:.{digits}g}"))
-
-
-def fixed(seconds: float | None) -> str:
-    return "\u2013" if seconds is None else f"{seconds:,.2f}"
-
-
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"
-
-
-def duration(seconds: float | None) -> str:
-    """ "83.4 s", "12 min 05 s", "3 h 07 min"."""
-    if seconds is None or seconds < 0:
-        return "\u2013"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60:02d} min"
