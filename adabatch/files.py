@@ -63,6 +63,23 @@ def read_text(path: Path, limit: int) -> str:
     return data.decode(errors="replace")
 
 
+def read_tail(path: Path, count: int) -> str:
+    """The last `count` bytes as text, from the first line that begins in them; "" where there is no file."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            return ""
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - count - 1, 0))
+            data = file.read(count + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if size > count:
+        data = data.partition(b"\n")[2]
+    return data.decode(errors="replace")
+
+
 def _dictionary(path: Path, value) -> dict:
     if not isinstance(value, dict):
         raise UserError(

@@ -1,0 +1,3 @@
+from adabatch.status.command import main
+
+main()

@@ -1,0 +1,63 @@
+"""What failed, at length: the whole last error, the end of log.txt, and the command that goes on."""
+
+import shlex
+from pathlib import Path
+
+from adabatch import files, runs
+from adabatch.errors import UserError
+from adabatch.status import words
+from adabatch.status.rows import Row, state
+
+TAIL = 15  # lines of log.txt
+ERROR = 60  # lines of an error
+
+
+def block(row: Row) -> list[tuple[str, str]]:
+    """Lines about one run, each with its style."""
+    run, verdict = row.run, row.verdict
+    folder = words.line(run.folder, 400)
+    found = [(f"{folder}: {state(row)}", row.style)]
+    error = run.error if verdict.state != "lost" else verdict.error
+    found += [(f"  {text}", "") for text in words.lines(error or "(no error was recorded)", ERROR)]
+    if tail := log_tail(run.folder):
+        found.append((f"  the end of {folder}/log.txt:", "dim"))
+        found += [(f"  | {text}", "") for text in tail]
+    if isinstance(logs := run.submitted.get("logs"), str):
+        found.append((f"  the job's own log: {words.line(logs, 400)}", "dim"))
+    if again := resume(run.folder):
+        found.append(("  resume with:", "dim"))
+        found.append((f"  {again}", ""))
+    return [*found, ("", "")]
+
+
+def log_tail(folder: Path) -> list[str]:
+    """The last lines of log.txt, [] without one."""
+    try:
+        text = files.read_tail(folder / "log.txt", 64 << 10)
+    except UserError:
+        return []
+    return words.lines(text, TAIL) if text.strip() else []
+
+
+def resume(folder: Path) -> str | None:
+    """The command that goes on with the run, quoted for a shell; None where the folder does not say what was
+    typed."""
+    try:
+        overrides = runs.Run(folder).overrides
+        if not (folder / "overrides.yaml").is_file():
+            return None
+    except (UserError, OSError, TypeError):
+        return None
+    default = Path("outputs").resolve() / folder.name
+    if "${" in str(folder) or "\\" in str(folder):  # OmegaConf and Hydra would read it otherwise
+        return None
+    place = [] if folder.resolve() == default else [f"hydra.run.dir={_quoted(str(folder))}"]
+    command = shlex.join(["adabatch", *overrides, *place])
+    # A command that was changed to be shown is no command.
+    return words.line(command, 20_000) if command.isprintable() else None
+
+
+def _quoted(text: str) -> str:
+    """As Hydra's grammar quotes a value: '=', spaces and brackets are then text."""
+    plain = text.replace("/", "").replace("_", "").replace("-", "").replace(".", "")
+    return text if plain.isalnum() and plain.isascii() else "'" + text.replace("'", "\\'") + "'"
