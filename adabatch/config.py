@@ -5,7 +5,6 @@ nothing is left behind by a command that was refused, and torch is not imported 
 """
 
 import contextlib
-import copy
 import os
 import re
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adabatch import runs, sanity, targets
-from adabatch.errors import UserError, suggest
+from adabatch import onlookers, runs, sanity, targets
+from adabatch.errors import UserError
 from adabatch.sanity import GROUPS
 
 BUNDLES = ("experiment", "arm")  # bundles of overrides, not schema
@@ -90,7 +89,8 @@ def lenient(overrides) -> list[str]:
     A value that names an existing file is quoted: run folders have '=' in their names, and
     `model.init_from=outputs/model=vgg-1234abcd` should simply work. `+model.width=3` becomes
     `++model.width=3`: whether the replaced class happened to have a width is nothing that a user of another
-    class should have to know.
+    class should have to know. `hydra.launcher.additional` takes any option of sbatch, none of which it has
+    before.
     """
     result = []
     for override in overrides:
@@ -99,6 +99,8 @@ def lenient(overrides) -> list[str]:
             override = f"{key}='{value}'"
         if re.match(r"\+\w+\.", key):
             override = f"+{override}"
+        elif key.startswith("hydra.launcher.additional."):
+            override = f"++{override}"
         result.append(override)
     return result
 
@@ -154,7 +156,8 @@ def check(config: DictConfig, overrides, known: dict, choices: dict | None = Non
     config: composed tree. overrides: what the user typed. known: see `schema`. choices: {group: option}.
     """
     tree, notes = targets.check_tree(plain(config), known, typed(overrides), dict(choices or {}))
-    tree["shadow"] = shadows(tree, known, choices or {})
+    options = sorted(file.stem for file in (conf_dir() / "schedule").glob("*.yaml"))
+    tree["shadow"] = onlookers.shadows(tree, choices or {}, options, schema)
     sanity.sane(tree)
     tree["options"] = {
         group: (choices or {}).get(group)
@@ -166,56 +169,6 @@ def check(config: DictConfig, overrides, known: dict, choices: dict | None = Non
     apart = [o for o in swept if runs.excluded(o.lstrip("+").partition("=")[0], runs.listed_for(tree))]
     name = runs.folder_name(tree, overrides, apart, runs.contents(tree))
     return Checked(tree, name, tuple(notes))
-
-
-# What a shadow takes from the schedule that drives: rules are compared at equal conditions.
-SHARED = (
-    "base_batch", "base_lr", "lr_batch", "max_batch", "multiple", "noise_exponent", "warmup_epochs",
-    "warmup_from", "warmup_rule", "stretch", "compat", "decay", "noise_group", "measure_every",
-    "differenced", "preconditioned",
-)  # fmt: skip
-
-
-def shadows(tree: dict, known: dict, choices: dict) -> dict:
-    """{name: schedule node} of `shadow`: a list of options or {option: {key: value}}; the driver as it is."""
-    asked = tree.get("shadow") or {}
-    if not isinstance(asked, dict):
-        if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
-            raise UserError(
-                f"shadow is a list of options of schedule or {{option: {{key: value}}}}, got {asked!r}"
-            )
-        asked = dict.fromkeys(asked)
-    options = sorted(file.stem for file in (conf_dir() / "schedule").glob("*.yaml"))
-    found = {}
-    for name, keys in asked.items():
-        if not isinstance(keys, dict | None):
-            raise UserError(f"shadow.{name} is a node with keys of schedule={name}, got {keys!r}")
-        if name not in options:
-            raise UserError(f"shadow={name}: there is no such schedule.{suggest(name, options)}")
-        if name == choices.get("schedule"):
-            found[name] = copy.deepcopy(tree["schedule"])
-            continue
-        node = copy.deepcopy(schema(choices | {"schedule": name})["schedule"])
-        node |= {key: tree["schedule"][key] for key in SHARED if key in node and key in tree["schedule"]}
-        node = _resolved(node, tree)
-        changes = {("schedule", *path) for path in _paths(keys or {})}
-        merged = {"schedule": OmegaConf.to_container(OmegaConf.merge(node, keys or {}))}
-        inner, _ = targets.check_tree(merged, {"schedule": node}, changes, {"schedule": name})
-        found[name] = inner["schedule"]
-    return found
-
-
-def _resolved(node: dict, tree: dict) -> dict:
-    """A node of an option's YAML with its interpolations read from the resolved tree."""
-    whole = OmegaConf.create({**{k: v for k, v in tree.items() if k != "schedule"}, "schedule": node})
-    return OmegaConf.to_container(whole.schedule, resolve=True)
-
-
-def _paths(keys: dict, path: tuple = ()):
-    for key, value in keys.items():
-        yield (*path, key)
-        if isinstance(value, dict):
-            yield from _paths(value, (*path, key))
 
 
 def typed_lines(hydra: DictConfig) -> list[str]:
@@ -250,9 +203,22 @@ def check_sweep(root: DictConfig) -> None:
     jobs = BasicSweeper.split_arguments(overrides, None)[0]
     for number, job in enumerate(jobs):
         try:
-            checked(GlobalHydra.instance().config_loader().load_sweep_config(root, list(job)))
+            tree = GlobalHydra.instance().config_loader().load_sweep_config(root, list(job))
+            one_launcher(root, tree)
+            checked(tree)
         except UserError as error:
             raise UserError(f"job {number} of {len(jobs)} ({' '.join(job)}): {error}") from None
+
+
+def one_launcher(root: DictConfig, job: DictConfig) -> None:
+    """UserError where a job would choose another launcher than the multirun has: there is one for all of
+    it."""
+    ours, wanted = (tree.hydra.launcher.get("_target_") for tree in (root, job))
+    if ours != wanted:
+        raise UserError(
+            f"one launcher starts all jobs of a multirun ({ours}), and this one asks for {wanted}: "
+            "do not sweep over what is submitted and what is not, give two commands"
+        )
 
 
 def _check(_root_) -> str:

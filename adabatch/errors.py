@@ -29,6 +29,14 @@ class Interrupted(RuntimeError):
     """The run was told to stop and has saved its state; the message is the reason. Exit code 130."""
 
 
+class HandOver(Interrupted):
+    """The run has saved its state and goes on in another job, on `processes` processes. Exit code 0."""
+
+    def __init__(self, processes: int):
+        super().__init__(f"the next batch suits {processes} processes")
+        self.processes = processes
+
+
 class RankLost(RuntimeError):
     """Another process of this run has died or failed; the message names it, and `rank` where it is known.
     Exit code 1."""

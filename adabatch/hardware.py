@@ -27,7 +27,9 @@ class Hardware:
     threads: per process; None = one per core.
     micro_batch: samples in one forward pass, or auto: prefer=largest that fits, or the fastest. reduction:
     fast, or ordered (`summing.py`). processes: on this machine, null = one, or what torchrun or srun started
-    (`spawn.py`). join_timeout: seconds that ranks wait for each other at the start.
+    (`spawn.py`). nodes: machines of a submitted job, which its launcher asks for; phases:
+    its number of processes by the batch (`legs.py`). join_timeout: seconds that
+    ranks wait for each other at the start.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Hardware:
         prefer: str = "largest",
         reduction: str = "fast",
         processes: int | None = None,
+        nodes: int = 1,
+        phases: str | int | None = None,
         join_timeout: float = 300.0,
     ):
         if precision not in PRECISIONS:

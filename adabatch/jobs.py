@@ -12,28 +12,37 @@ import pickle
 import shlex
 import sys
 import time
-import traceback
 from pathlib import Path
 
-from adabatch import processes, runs, spawn
+from adabatch import claim, processes, runs, signals, spawn, submission, traces
 from adabatch.environment import before_torch, describe
-from adabatch.errors import Interrupted, Lost, RankLost, UserError
+from adabatch.errors import HandOver, Interrupted, Lost, RankLost, UserError
+from adabatch.legs import suiting
 from adabatch.logs import logged, terminal
-from adabatch.outcome import ended, figures, full, next_steps, outcome, traced
+from adabatch.outcome import ended, figures, next_steps, outcome, traced
 from adabatch.owner import Owner, in_use
-from adabatch.places import agree, detect
+from adabatch.places import agree, detect, manager
+from adabatch.requeue import leave
 from adabatch.signals import Stop, die_with_parent
 
 log = logging.getLogger("adabatch")
 
 
 def run_job(
-    config: dict, folder, overrides, notes=(), stop: Stop | None = None, reraise: bool = False, places=()
+    config: dict,
+    folder,
+    overrides,
+    notes=(),
+    stop: Stop | None = None,
+    reraise: bool = False,
+    places=(),
+    leg: dict | None = None,
 ):
     """Trains, or goes on, or finds that all is done: (summary or None, exit code 0, 1, 2 or 130).
 
     config: resolved and checked. notes: lines for the log. reraise: errors are raised after they were
     recorded. places: Hydra's own overrides that name folders, as they belong to the command that resumes.
+    leg: of a chain of jobs (`legs.Rule.plain`); the run may end with (None, 0), handed over to the next job.
     A rank above 0 has no summary.
     """
     folder, overrides = Path(folder), list(overrides)
@@ -42,30 +51,47 @@ def run_job(
     terminal()
     try:
         place = detect()
-        agree(place, config.get("hardware"))
+        if leg is None:
+            agree(place, config.get("hardware"))
         with stop or Stop(quiet=place.rank > 0) as stop:
-            if place.rank:
-                code, error = spawn.follow(config, folder, place, stop)
-                if error is not None and (reraise or not isinstance(error, (Exception, KeyboardInterrupt))):
-                    raise error
-                return None, code
-            with spawn.Lead(place, config, stop) as lead:
-                if (summary := _finished(config, folder)) is not None:
-                    lead.say("done")
-                    return summary, 0
-                job = (config, str(folder), overrides, tuple(notes))
-                if place.world == 1 and processes.asked(config) > 1:
-                    return _supervised(job, folder, stop, places, command, reraise)
-                owner = _writable(config, folder)
-                with logged(folder):
-                    return _owned(job, folder, stop, owner, command, reraise, lead)
-    except (UserError, RankLost, Interrupted) as error:  # before the folder was claimed
+            job = (config, str(folder), overrides, tuple(notes))
+            try:
+                summary, code = _placed(job, folder, stop, place, places, command, reraise, leg)
+            except Interrupted as error:
+                if reraise:
+                    raise
+                summary, code, stop.told = None, 130, str(error)
+                log.error(f"stopped ({error}) before all processes had come")
+            return summary, leave(stop, place, folder) if code == 130 else code
+    except (UserError, RankLost) as error:  # before the folder was claimed
         if reraise:
             raise
-        stopped = isinstance(error, Interrupted)
         if place is None or place.local == 0:  # once for each machine
-            log.error(f"stopped ({error}) before all processes had come" if stopped else str(error))
-        return None, 130 if stopped else 2 if isinstance(error, UserError) else 1
+            log.error(str(error))
+        with contextlib.suppress(OSError, UserError):
+            submission.ended(folder, "failed", str(error), ("submitted",))
+        return None, 2 if isinstance(error, UserError) else 1
+
+
+def _placed(job: tuple, folder: Path, stop: Stop, place, places, command: str, reraise: bool, leg):
+    """(summary, exit code) of the process at this place."""
+    config = job[0]
+    if place.rank:
+        code, error = spawn.follow(config, folder, place, stop, suiting(leg, place.world))
+        if error is not None and (reraise or not isinstance(error, (Exception, KeyboardInterrupt))):
+            raise error
+        return None, code
+    with spawn.Lead(place, config, stop, suiting(leg, place.world)) as lead:
+        if (summary := claim.finished(config, folder)) is not None:
+            lead.say("done")
+            return summary, 0
+        if place.world == 1 and processes.asked(config) > 1 and leg is None:
+            return _supervised(job, folder, stop, places, command, reraise)
+        owner = claim.claim(config, folder)
+        with logged(folder):
+            if leg is None and (config.get("hardware") or {}).get("phases"):
+                log.warning("hardware.phases is for jobs that hydra/launcher=slurm submits, not for this run")
+            return _owned(job, folder, stop, owner, command, reraise, lead)
 
 
 def _supervised(job: tuple, folder: Path, stop: Stop, places, command: str, reraise: bool):
@@ -74,8 +100,8 @@ def _supervised(job: tuple, folder: Path, stop: Stop, places, command: str, rera
     if folder.is_dir():
         if why := in_use(folder):
             raise UserError(f"{folder} is in use: {why}")
-        if not config.get("restart"):
-            _same_run(config, runs.Run(folder))
+        if not claim.anew(config, folder):
+            claim.same_run(config, runs.Run(folder))
     processes.refuse(config)
     code, words = spawn.supervise(job, processes.asked(config), stop, places, command)
     if words:
@@ -90,6 +116,7 @@ def _supervised(job: tuple, folder: Path, stop: Stop, places, command: str, rera
 def child() -> None:
     """The whole life of a process that `spawn.fresh` started: its job comes through stdin from its parent."""
     with Stop() as stop:
+        signals.release()
         payload = pickle.load(sys.stdin.buffer)
         sys.argv = payload["argv"]
         die_with_parent(payload["parent"])
@@ -100,78 +127,6 @@ def child() -> None:
     sys.exit(code)
 
 
-def _finished(config: dict, folder: Path) -> dict | None:
-    """The summary of a run that is done and shall not be repeated."""
-    if config.get("restart") or not folder.is_dir():
-        return None
-    run = runs.Run(folder)
-    if run.state != "finished" or (summary := run.summary) is None:
-        return None
-    _same_run(config, run)
-    log.info(f"finished already (restart=true runs it again)\n{figures(summary)}\nfolder: {folder}")
-    if lacks := lacking(config, folder):
-        log.warning(
-            f"this run was made without what is asked for now ({', '.join(lacks)}): restart=true makes it "
-            "again"
-        )
-    if not (folder / "report.html").is_file():
-        _report(folder)
-    return summary
-
-
-def lacking(config: dict, folder: Path) -> list[str]:
-    """What the configuration asks of a finished run that its folder does not have."""
-    asked = {
-        "checkpoint.best": ((config.get("checkpoint") or {}).get("best"), "best.pt"),
-        "checkpoint.keep": ((config.get("checkpoint") or {}).get("keep") == "last", "weights.pt"),
-        "trackers.tensorboard": ((config.get("trackers") or {}).get("tensorboard"), "tensorboard"),
-    }
-    found = [key for key, (wanted, name) in asked.items() if wanted and not (folder / name).exists()]
-    if set(config.get("shadow") or ()) - set((runs.Run(folder).config or {}).get("shadow") or ()):
-        found.append("shadow")
-    return found
-
-
-def _claim(config: dict, folder: Path) -> Owner:
-    """Ownership of the folder; with restart=true of a new one, the old one renamed."""
-    if folder.is_dir():
-        run = runs.Run(folder)
-        used = run.status is not None or run.config is not None
-        if config.get("restart") and used:
-            before = run.status or {}
-            ended = before.get("state") in runs.STATES and before["state"] != "running"
-            held = Owner.claim(folder)  # refused while somebody is working in it
-            held.finish(before["state"] if ended else "interrupted", before.get("error"))
-            log.info(f"restart=true: the earlier run is now {runs.set_aside(folder)}")
-        elif used:
-            _same_run(config, run)
-    return Owner.claim(folder)
-
-
-def _writable(config: dict, folder: Path) -> Owner:
-    """`_claim`; a UserError where the folder cannot be written."""
-    try:
-        return _claim(config, folder)
-    except OSError as error:
-        if full(error, folder):
-            raise UserError(f"disk full: {folder} cannot be made. Free some space.") from error
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}): name another hydra.run.dir"
-        ) from error
-
-
-def _same_run(config: dict, run: runs.Run) -> None:
-    """UserError where hydra.run.dir names the folder of another run."""
-    before = run.identity
-    if before and before != runs.identity(config, runs.contents(config)):
-        old = run.config or {}
-        differs = [k for k in config if runs.identity({k: config[k]}) != runs.identity({k: old.get(k)})]
-        raise UserError(
-            f"{run.folder} holds a run of another configuration (different: "
-            f"{', '.join(differs) or 'unknown'}). Choose another hydra.run.dir, or restart=true."
-        )
-
-
 def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, reraise: bool, lead):
     """The run itself, every end of it recorded in status.json."""
 
@@ -180,30 +135,19 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
             raise Lost(f"{folder} was taken over by another process: stopping without saving")
         return stop.reason
 
-    config, _, overrides, notes = job
+    def gone(text: str) -> None:
+        _abandoned(lead.traced(RankLost(text)), folder, command, owner)
+
+    config, overrides = job[0], job[2]
     began = time.monotonic()
     summary, error = None, None
     try:
-        for note in notes:
-            log.info(note)
-        label = _labelled(config, folder, overrides)
-        before_torch()
-        train = importlib.import_module("adabatch.train").train  # imports torch
-        runs.write_json(folder / "environment.json", {"format": runs.FORMAT, **describe(config)})
-        if text := processes.crowded(config, lead.place.local_world):
-            log.warning(text)
-        done = runs.Run(folder).summary  # written, but killed before the state was: nothing to train
-        lead.say("done" if done else "go", lambda text: _abandoned(RankLost(text), folder, command, owner))
-        summary = {
-            "format": runs.FORMAT,
-            **(done or train(config, folder, told, **lead.arguments())),
-            **label,
-        }
-        runs.write_json(folder / "summary.json", summary)
+        summary = _trained(job, folder, lead, told, gone)
         state, code, message = "finished", 0, None
     except BaseException as caught:
         error = lead.explain(caught, stop)
         state, code, message = outcome(error, folder, command)
+        stop.told = str(error) if isinstance(error, Interrupted) else None
         if state is None:  # not ours to record
             owner.release()
             log.error(message)
@@ -212,16 +156,20 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
                 raise
             return None, code
         if traced(error, code, folder):
-            log.error("".join(traceback.format_exception(error)).rstrip())
-        (log.warning if code == 130 else log.error)(message)
+            log.error(traces.text(error))
+        {0: log.info, 130: log.warning}.get(code, log.error)(message)
     try:
-        owner.finish(state, message)
+        owner.finish(state, message if code else None)
+        if isinstance(error, HandOver):
+            submission.handed_over(folder, error.processes)
     except OSError as trouble:
         log.error(f"status.json could not be written: {trouble}")
     lead.end(error, code)
     stop.over = False  # a report may be interrupted
-    if not config.get("rehearsal"):
-        _report(folder)
+    # A job that was told to end has little time, and where one task has failed SLURM kills the others.
+    hurried = state == "preempted" or (error is not None and manager() == "slurm")
+    if not config.get("rehearsal") and not hurried:
+        claim.report(folder)
     if error is None:
         if (config.get("checkpoint") or {}).get("keep") == "none":
             (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -232,6 +180,25 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
     elif reraise or not isinstance(error, (Exception, KeyboardInterrupt)):
         raise error
     return summary, code
+
+
+def _trained(job: tuple, folder: Path, lead, told, gone) -> dict:
+    """The summary, written. told(): a reason to stop, or None. gone: called where another rank is lost."""
+    config, _, overrides, notes = job
+    for note in notes:
+        log.info(note)
+    label = _labelled(config, folder, overrides)
+    before_torch()
+    train = importlib.import_module("adabatch.train").train  # imports torch
+    runs.write_json(folder / "environment.json", {"format": runs.FORMAT, **describe(config)})
+    if text := processes.crowded(config, lead.place.local_world):
+        log.warning(text)
+    done = runs.Run(folder).summary  # written, but killed before the state was: nothing to train
+    lead.say("done" if done else "go", gone)
+    found = done or train(config, folder, told, **lead.arguments())
+    summary = {"format": runs.FORMAT, **found, **label}
+    runs.write_json(folder / "summary.json", summary)
+    return summary
 
 
 def _labelled(config: dict, folder: Path, overrides: list) -> dict:
@@ -253,14 +220,6 @@ def _abandoned(error: RankLost, folder: Path, command: str, owner: Owner) -> Non
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-
-
-def _report(folder: Path) -> None:
-    """curves.png and report.html. A report that cannot be drawn is a warning: the run itself is fine."""
-    try:
-        importlib.import_module("adabatch.report").write_run(folder)
-    except Exception as error:
-        log.warning(f"no report: {type(error).__name__}: {error}")
 
 
 def run(overrides=(), config_dir: str | None = None) -> dict:

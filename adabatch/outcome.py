@@ -7,8 +7,19 @@ import shlex
 import shutil
 from pathlib import Path
 
-from adabatch.errors import Diverged, Interrupted, Lost, OutOfMemory, RankLost, UserError, is_out_of_memory
+from adabatch.errors import (
+    Diverged,
+    HandOver,
+    Interrupted,
+    Lost,
+    OutOfMemory,
+    RankLost,
+    UserError,
+    is_out_of_memory,
+)
 from adabatch.owner import FULL
+from adabatch.places import manager
+from adabatch.signals import AGAIN, END
 
 COMMON = tuple(f"schedule.{key}=" for key in ("base_batch", "base_lr", "lr_batch", "max_batch", "multiple"))
 
@@ -25,6 +36,13 @@ def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int
         return "diverged", 1, str(error)
     if isinstance(error, RankLost):
         return "failed", 1, f"{error}\nNothing before the last checkpoint is lost. {again}"
+    # Only SLURM ends a job itself after SIGTERM, and starts it again if it was preempted.
+    if isinstance(error, HandOver):
+        return "submitted", 0, f"{error}: this job hands over to the next"
+    if isinstance(error, Interrupted) and (str(error), manager()) in (
+        (AGAIN, "slurm"), (AGAIN, "local"), (END, "slurm"),
+    ):  # fmt: skip
+        return "preempted", 130, preempted(str(error), again)
     if isinstance(error, Interrupted):
         return "interrupted", 130, f"stopped ({error}), everything is saved. {again}"
     if isinstance(error, KeyboardInterrupt):
@@ -52,6 +70,17 @@ def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int
             f"an operation of this network has no deterministic form on the GPU: {text}. {remedy}",
         )
     return "failed", 1, f"failed: {text}\nlog: {Path(folder) / 'log.txt'}"
+
+
+def preempted(told: str, again: str) -> str:
+    """The message of a run whose job will be ended by its manager (`requeue.py`)."""
+    if told == AGAIN:
+        return f"told that the job will end ({told}), everything is saved; the job queues itself again"
+    return (
+        f"told to end ({told}), everything is saved. A preempted job comes back by itself; a cancelled "
+        "one does not. "
+        f"{again}"
+    )
 
 
 def ended(status: dict, code: int) -> Exception:

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from adabatch import runs
+from adabatch import places, runs, slurm
 from adabatch.errors import UserError
 from adabatch.places import started
 
@@ -33,7 +33,7 @@ def me() -> dict:
         "pid": os.getpid(),
         "started": started(os.getpid()),
         "job": os.environ.get("SLURM_JOB_ID"),
-        "requeued": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+        "requeued": slurm.restarts(),
         "heartbeat": time.time(),
     }
 
@@ -70,7 +70,8 @@ def alive(owner: dict, mine: dict, path: Path, clock: Path) -> str | None:
     if owner.get("job") and owner["job"] == mine["job"] and mine["requeued"] > owner.get("requeued", 0):
         return None  # this job was requeued: its earlier life has ended
     quiet = silence(owner, path, clock)
-    if quiet >= SILENCE:
+    job = owner.get("job")
+    if quiet >= SILENCE or (job and (slurm.alive([job]) or {}).get(job) is False):
         return None
     return (
         f"{who} was training in it {max(quiet, 0):.0f} s ago (last heartbeat {since}). If it is gone, "
@@ -81,11 +82,11 @@ def alive(owner: dict, mine: dict, path: Path, clock: Path) -> str | None:
 def in_use(folder: Path) -> str | None:
     """Why a claim of the folder would be refused now (a sentence for the user); None where it would not."""
     path = Path(folder) / "status.json"
-    previous = _status(path)
+    previous = status_of(path)
     owner = previous.get("owner")
     if previous.get("state") != "running" or not isinstance(owner, dict):
         return None
-    with _lock(folder) as clock:
+    with locked(folder) as clock:
         return alive(owner, me(), path, clock)
 
 
@@ -107,17 +108,17 @@ class Owner:
         folder.mkdir(parents=True, exist_ok=True)
         key, path = str(folder.resolve()), folder / "status.json"
         mine = me()
-        with _lock(folder) as lock_path:
+        with locked(folder) as lock_path:
             if key in _held:
                 raise UserError(f"{folder} is in use: this very process is training in it")
-            previous = _status(path)
+            previous = status_of(path)
             owner = previous.get("owner")
             if previous.get("state") == "running" and isinstance(owner, dict):
                 why = None if _same(owner, mine) else alive(owner, mine, path, lock_path)
                 if why:
                     raise UserError(f"{folder} is in use: {why}")
                 log.info(f"taking over from process {owner.get('pid')} on {owner.get('host')}, which is gone")
-            _write(path, {"format": runs.FORMAT, "state": "running", "error": None, "owner": mine})
+            write_status(path, _record("running", None, mine, own_job(previous)))
             _held.add(key)
         self = cls(folder, mine)
         self._thread.start()
@@ -143,16 +144,15 @@ class Owner:
                 return
 
     def _update(self, state: str, error: str | None) -> None:
-        with _lock(self.folder):
-            status = _status(self.folder / "status.json")
+        with locked(self.folder):
+            status = status_of(self.folder / "status.json")
             if status and not _same(status.get("owner") or {}, self.record):
                 self.lost = True
                 return
             if state == "running" and self._ended.is_set():
                 return  # finish() was faster
             self.record["heartbeat"] = time.time()
-            value = {"format": runs.FORMAT, "state": state, "error": error, "owner": self.record}
-            _write(self.folder / "status.json", value)
+            write_status(self.folder / "status.json", _record(state, error, self.record, status.get("job")))
 
     def finish(self, state: str, error: str | None = None) -> None:
         """Ends the ownership and records how: one of runs.STATES. Does nothing in a folder that was taken
@@ -172,7 +172,18 @@ class Owner:
             self._thread.join(timeout=5)
 
 
-class _lock:
+def own_job(status: dict) -> dict | None:
+    """The "job" of status.json (`submission.py`) where this process belongs to it, with its id."""
+    job, mine = status.get("job"), places.job_id()
+    return {**job, "id": mine} if isinstance(job, dict) and mine and job.get("id") in (None, mine) else None
+
+
+def _record(state: str, error: str | None, owner: dict | None, job: dict | None) -> dict:
+    found = {"format": runs.FORMAT, "state": state, "error": error, "owner": owner}
+    return found | ({"job": job} if job else {})
+
+
+class locked:
     """The folder's lock as a context; gives the lock's path, whose modification time is now."""
 
     def __init__(self, folder: Path):
@@ -201,7 +212,7 @@ class _lock:
         self.lock.release()
 
 
-def _status(path: Path) -> dict:
+def status_of(path: Path) -> dict:
     """status.json, or {} when absent or damaged: a torn file must not make a folder unusable."""
     try:
         return runs.read_json(path) if path.is_file() else {}
@@ -211,7 +222,7 @@ def _status(path: Path) -> dict:
         return {}
 
 
-def _write(path: Path, value: dict) -> None:
+def write_status(path: Path, value: dict) -> None:
     """Atomic; on a full disk over the old content, which needs no new block."""
     try:
         runs.write_json(path, value)
@@ -233,8 +244,8 @@ def mark(folder: Path, pid: int, state: str, error: str) -> bool:
     folder = Path(folder)
     path = folder / "status.json"
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        status = _status(path)
+    with locked(folder):
+        status = status_of(path)
         owner = status.get("owner") or {}
         if status.get("state") == "running" and (owner.get("pid"), owner.get("host")) != (
             pid,
@@ -242,5 +253,5 @@ def mark(folder: Path, pid: int, state: str, error: str) -> bool:
         ):
             return False
         owner = owner or {**me(), "pid": pid, "started": None}
-        _write(path, {"format": runs.FORMAT, "state": state, "error": error, "owner": owner})
+        write_status(path, _record(state, error, owner, status.get("job")))
         return True

@@ -9,9 +9,11 @@ process.
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from adabatch import slurm
 from adabatch.errors import UserError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -49,6 +51,26 @@ def detect(env=os.environ) -> Place:
     if step:
         return _slurm(env)
     return Place("single", 0, 1, 0, 1, "127.0.0.1", 0)
+
+
+def manager(env=os.environ) -> str | None:
+    """Who tells this process by signals that its job will be ended, and can start it again: "slurm" (a step),
+    "local" (submitit's executor), or None.
+
+    torchrun ends its processes itself. In a terminal (srun --pty bash) there is a user, who wants an answer.
+    """
+    if any(env.get(name) for name in ("RANK", "LOCAL_RANK")) and env.get(LOCAL) != "1":
+        return None
+    if env.get("SUBMITIT_EXECUTOR") == "local" and env.get("SUBMITIT_LOCAL_JOB_ID"):
+        return "local"
+    if "SLURM_STEP_ID" in env and not (sys.stdin and sys.stdin.isatty()):
+        return "slurm"
+    return None
+
+
+def job_id(env=os.environ) -> str | None:
+    """The job that this process belongs to: SLURM's, or that of submitit's local executor."""
+    return env.get("SUBMITIT_LOCAL_JOB_ID") if manager(env) == "local" else slurm.job_id(env)
 
 
 def _torchrun(env, given) -> Place:

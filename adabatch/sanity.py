@@ -102,8 +102,8 @@ def general(values: Values) -> None:
 
 
 def rehearsing(values: Values) -> None:
-    """The node `rehearsal`: {steps, kill_after, witness}, none of them needed."""
-    asked, known = values.at("rehearsal"), ("steps", "kill_after", "witness")
+    """The node `rehearsal`: {steps, kill_after, witness, nudge}, none of them needed."""
+    asked, known = values.at("rehearsal"), ("steps", "kill_after", "witness", "nudge")
     if asked is None:
         return
     if not isinstance(asked, dict):
@@ -113,6 +113,8 @@ def rehearsing(values: Values) -> None:
             raise UserError(f"rehearsal has the keys {', '.join(known)}, got {key!r}.{suggest(key, known)}")
         if key == "witness" and value is not None and not isinstance(value, str):
             raise UserError(f"rehearsal.witness is null or a folder, got {value!r}")
+        if key == "nudge" and not isinstance(value, bool):
+            raise UserError(f"rehearsal.nudge is true or false, got {value!r}")
         least = {"steps": 4, "kill_after": 1}.get(key)
         if least and value is not None:
             rule = f"a whole number of steps from {least}"
@@ -140,6 +142,11 @@ def hardware(values: Values) -> None:
         values.number("hardware.micro_batch", rule, lambda v: v > 0, whole=True)
     if values.at("hardware.processes") is not None:
         values.number("hardware.processes", "null or a whole number above 0", lambda v: v > 0, whole=True)
+    if values.at("hardware.nodes") is not None:
+        values.number("hardware.nodes", "a whole number above 0", lambda v: v > 0, whole=True)
+    if values.at("hardware.phases") not in (None, "auto"):
+        rule = "null, auto (a process for each schedule.base_batch samples), or samples for a process"
+        values.number("hardware.phases", rule, lambda v: v > 0, whole=True)
     values.choice("hardware.convolution", ("auto", "library"))
     values.choice("hardware.reduction", ("fast", "ordered"))
     values.choice("hardware.prefer", ("largest", "fastest"))

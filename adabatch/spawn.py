@@ -15,10 +15,9 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
-from adabatch import owner, runs
+from adabatch import owner, runs, signals, traces
 from adabatch.environment import before_torch
 from adabatch.errors import Diverged, Interrupted, Lost, RankLost, UserError
 from adabatch.logs import errors_only
@@ -42,13 +41,14 @@ def death(code: int) -> str:
 def fresh(job: tuple, named=(), environment=None, descriptors=()) -> subprocess.Popen:
     """A new process with a process group of its own that runs `jobs.run_job(*job, places=named)`."""
     paths = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from adabatch.jobs import child; child()"],
-        stdin=subprocess.PIPE,
-        env={**os.environ, **paths, **(environment or {})},
-        process_group=0,
-        pass_fds=descriptors,
-    )
+    with signals.held():  # until `jobs.child` has handlers
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from adabatch.jobs import child; child()"],
+            stdin=subprocess.PIPE,
+            env={**os.environ, **paths, **(environment or {})},
+            process_group=0,
+            pass_fds=descriptors,
+        )
     payload = {"job": job, "named": tuple(named), "parent": os.getpid(), "argv": sys.argv}
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
         pickle.dump(payload, pipe)
@@ -92,6 +92,7 @@ def supervise(job: tuple, count: int, stop: Stop, named, command: str) -> tuple[
                     child.kill()
                 child.wait()
         told = bool(stop.reason or forward.count)
+        stop.told = stop.reason = signals.stronger(stop.reason, forward.reason)
     return _verdict(children, Path(job[1]), broken, told, command)
 
 
@@ -153,8 +154,8 @@ class Lead:
     However it is left before "go" or "done" was said, the others hear "refused" and end.
     """
 
-    def __init__(self, place, config: dict, stop: Stop):
-        self.place, self.meeting, self._said, self._heard = place, None, False, []
+    def __init__(self, place, config: dict, stop: Stop, leg=None):
+        self.place, self.leg, self.meeting, self._said, self._heard = place, leg, None, False, []
         if place.world > 1:
             self.meeting = meet(place, config, stop)
 
@@ -177,12 +178,18 @@ class Lead:
             self.meeting.say(word)
 
     def arguments(self) -> dict:
-        """What `train` is told of the others."""
-        return {"meeting": self.meeting} if self.meeting else {}
+        """What `train` is told of the others, and of when to hand over."""
+        return {"meeting": self.meeting, "leg": self.leg}
 
     def explain(self, error: BaseException, stop: Stop) -> BaseException:
         """What training ended by; where another rank is the cause, the error that says so."""
-        return _explain(self.meeting, error, stop)
+        return self.traced(_explain(self.meeting, error, stop))
+
+    def traced(self, error: BaseException) -> BaseException:
+        """The error; the log gets the traceback of the rank behind it."""
+        if trace := traces.told(self.meeting, error):
+            log.error(trace)
+        return error
 
     def end(self, error: BaseException | None, code: int) -> None:
         """Tells the others by what rank 0 ends; None = well."""
@@ -204,7 +211,7 @@ def meet(place, config: dict, stop: Stop):
     return importlib.import_module("adabatch.meeting").Meeting(place, patience, lambda: stop.reason)
 
 
-def follow(config: dict, folder: Path, place, stop: Stop) -> tuple[int, BaseException | None]:
+def follow(config: dict, folder: Path, place, stop: Stop, leg=None) -> tuple[int, BaseException | None]:
     """A rank above 0, to its exit code: it writes nothing into the folder and says only errors of its own."""
     errors_only(place.rank)
     stop.quiet, meeting = True, None
@@ -212,18 +219,23 @@ def follow(config: dict, folder: Path, place, stop: Stop) -> tuple[int, BaseExce
         meeting = meet(place, config, stop)
         if (word := meeting.hear()) != "go":
             meeting.leave()
+            stop.told = stop.reason
             return {"done": 0}.get(word, 130 if stop.reason else 2), None
-        importlib.import_module("adabatch.train").train(config, folder, lambda: stop.reason, meeting=meeting)
+        train = importlib.import_module("adabatch.train").train
+        train(config, folder, lambda: stop.reason, meeting=meeting, leg=leg)
         meeting.leave()
         return 0, None
     except BaseException as caught:
         error = _explain(meeting, caught, stop)
         _, code, _ = outcome(error, folder, "")
+        stop.told = str(error) if isinstance(error, Interrupted) else None
+        if trace := traced(error, code, folder):
+            traces.tell(meeting, error)
         if meeting is not None:
             _part(meeting, error, code)
         if _own(meeting, error, code):
-            if traced(error, code, folder):
-                log.error("".join(traceback.format_exception(error)).rstrip())
+            if trace:
+                log.error(traces.text(error))
             log.error(words(error))
         if meeting is not None:
             with contextlib.suppress(Exception):

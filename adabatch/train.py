@@ -7,9 +7,9 @@ Every rank runs this alike, on its share of each batch; only rank 0 writes.
 import logging
 from pathlib import Path
 
-from adabatch import __version__, checkpoint, memory, runs
+from adabatch import __version__, checkpoint, memory, runs, signals
 from adabatch.build import build
-from adabatch.errors import Interrupted, Lost
+from adabatch.errors import HandOver, Interrupted, Lost
 from adabatch.figures import announce, summary
 from adabatch.ledger import Ledger
 from adabatch.record import Record, made_by
@@ -25,10 +25,11 @@ def crossed(before: int, after: int, every: float) -> bool:
     return after // every > before // every
 
 
-def train(config: dict, folder: Path, stop=lambda: None, meeting=None) -> dict:
+def train(config: dict, folder: Path, stop=lambda: None, meeting=None, leg=None) -> dict:
     """Train the run of `config` in `folder` and return its summary. stop(): a reason to stop, or None; read
-    at every step. meeting: of several ranks (`meeting.py`), each of which calls this. Raises UserError,
-    Diverged, Interrupted (state saved), MemoryError or torch.OutOfMemoryError, OSError."""
+    at every step. meeting: of several ranks (`meeting.py`), each of which calls this. leg(batch size): the
+    number of processes to go on with, None for these. Raises UserError, Diverged, Interrupted and HandOver
+    (state saved), MemoryError or torch.OutOfMemoryError, OSError."""
     ledger = Ledger()
     parts = build(config, ledger, meeting)
     run = Record(config, folder, parts, ledger)
@@ -47,7 +48,7 @@ def train(config: dict, folder: Path, stop=lambda: None, meeting=None) -> dict:
         run.save()  # after a resume too: a second kill must not forget what the first one cost
         if not state and run.writes:
             checkpoint.load(run.folder / "checkpoint.pt")  # what cannot be read back should be known now
-        loop(run, stop)
+        loop(run, stop, leg)
         figures = finish(run)
         code = 0
     except Interrupted:
@@ -63,11 +64,11 @@ def train(config: dict, folder: Path, stop=lambda: None, meeting=None) -> dict:
     finally:
         parts.data.train.close()
         parts.data.test.close()
-        run.trackers.close(code)
+        run.close(code)
     return figures
 
 
-def loop(run: Record, stop) -> None:
+def loop(run: Record, stop, leg=None) -> None:
     """From the run's position to its budget."""
     parts, config, ledger = run.parts, run.config, run.ledger
     schedule, step = parts.schedule, parts.step
@@ -79,7 +80,8 @@ def loop(run: Record, stop) -> None:
     def wishes() -> list:
         nonlocal reason
         reason = stop()
-        return [bool(reason), *run.due()]  # signals and clocks of one rank: all act on them after this step
+        # Signals and clocks of one rank: all act on them after this step.
+        return [*signals.votes(reason), *run.due()]
 
     while not schedule.done(run.position):
         if crossed(run.evaluated, schedule.start(run.position), eval_every) or first_look(run):
@@ -89,6 +91,9 @@ def loop(run: Record, stop) -> None:
         before = run.position
         start = schedule.start(before)
         setting = schedule(start)
+        if leg and (processes := leg(setting.divisor)):
+            run.save()
+            raise HandOver(processes)
         with ledger("resize"):
             run.note_change(start, setting)
         needs = schedule.measures(start, setting)
@@ -104,14 +109,14 @@ def loop(run: Record, stop) -> None:
         schedule.observe(Observation(start, setting, loss if "loss" in needs else None, result.noise))
         shadowed = parts.shadows.observe(start, setting, loss, result.noise, looked)
         run.note_step(start, start - before, setting, result, schedule.figures() | shadowed)
-        told, save, fetch = result.wishes
+        *told, save, fetch = result.wishes
         if fetch or crossed(before, run.position, log_every):
             run.fetch()
-        if told:
+        if any(told):
             run.save()
-            raise Interrupted(reason or stop() or "another rank was told to stop")
+            raise Interrupted(signals.agreed(told, reason))
         if save:
-            run.save()
+            run.save(wait=config["checkpoint"]["every_seconds"] == 0)  # 0: no step is ever lost
 
 
 def look(run: Record) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import slurm
 
 
 def _know_the_environment() -> str:
@@ -22,7 +23,7 @@ def _know_the_environment() -> str:
     # Under pytest-xdist the workers inherit the changed environment, so the real value is kept beside it.
     os.environ.setdefault("ADABATCH_REAL_DATA", os.environ.get("ADABATCH_DATA", ""))
     for name in list(os.environ):
-        if name.startswith(("WANDB_", "SLURM_", "SUBMITIT_", "HYDRA_")):
+        if name.startswith(("WANDB_", "SLURM_", "SBATCH_", "SUBMITIT_", "HYDRA_")):
             del os.environ[name]
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
                  "ADABATCH_LOCAL", "ADABATCH_LISTEN_FD"):  # fmt: skip
@@ -44,6 +45,38 @@ EXCUSED = pytest.StashKey[list[str]]()
 def real_data() -> Path:
     """The folder with real CIFAR and MNIST, for tests marked real_data."""
     return Path(os.environ["ADABATCH_REAL_DATA"])
+
+
+@pytest.fixture(scope="session")
+def user_signal_cluster():
+    """See `cluster`; this one as it is, for fixtures of a wider scope."""
+    one = slurm.Cluster()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="session")
+def sigterm_cluster():
+    one = slurm.Cluster("--no-user-signal")
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def cluster(user_signal_cluster):
+    """A SLURM of four nodes (tests/slurm.py) without jobs, for tests marked slurm.
+
+    One per worker of the suite. A job that is preempted gets the signal of its --signal option first.
+    """
+    yield user_signal_cluster
+    user_signal_cluster.tidy()
+
+
+@pytest.fixture
+def cluster_sigterm(sigterm_cluster):
+    """The same, but a job that is preempted gets SIGTERM only, as on many clusters."""
+    yield sigterm_cluster
+    sigterm_cluster.tidy()
 
 
 def pytest_configure(config):

@@ -13,16 +13,16 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 
 # A module (or a package, as one) imports only what stands in a line above its own. Add new ones by hand.
 LAYERS = [
-    "adabatch errors draws",  # the ground; "adabatch" = the version and the names fetched on demand
+    "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
     "cutting places losses",
     "noise files environment console ledger layers convolution data checkpoint trackers ema optim targets",
     "throughput persample machine logs watch",
     "runs models statistics flat measure meeting",
     "ranks schedules owner report signals processes",
-    "hardware summing memory",
-    "step evaluation witness",
-    "plan outcome shadow sampler",
-    "sanity",
+    "hardware summing memory submission traces",
+    "step evaluation witness status",
+    "plan outcome shadow sampler requeue onlookers",
+    "sanity claim",
     "build config figures",
     "agreement mistakes combinations",
     "commandline",
@@ -30,8 +30,9 @@ LAYERS = [
     "resume",
     "train",
     "evaluate spawn planning",
+    "legs",
     "jobs",
-    "sweep",
+    "sweep submitted",
     "__main__",
     "verify",  # forks the command
 ]
@@ -42,6 +43,7 @@ ONLY = {
     "models": {"errors", "draws", "layers"},
     "step": {"errors", "layers", "losses", "noise", "flat", "measure", "memory", "summing"},
     "report": {"errors", "runs", "files", "statistics"},
+    "status": {"errors", "runs", "files", "owner", "places", "console", "submission"},
 }
 # `python -m adabatch` knows its configuration to be good before torch is loaded; a report never needs it.
 LIGHT = (
@@ -57,6 +59,7 @@ LIGHT += [
     "meeting",
     "watch",
     "logs",
+    "legs",
     "signals",
     "spawn",
     "sanity",
@@ -64,6 +67,15 @@ LIGHT += [
     "noise",
     "sweep",
     "throughput",
+    "console",
+    "status",
+    "slurm",
+    "submission",
+    "submitted",
+    "requeue",
+    "claim",
+    "traces",
+    "onlookers",
     "__main__",
 ]
 HEAVY = {"torch", "torchvision", "wandb", "matplotlib", "sklearn", "tensorboard", "scipy"}
@@ -178,7 +190,7 @@ def test_who_touches_what(path):
         )
         assert not (name == "optim.py" and attribute == "grad" and isinstance(node.ctx, ast.Store))
         if isinstance(node, ast.Import | ast.ImportFrom) and component(path) not in (
-            "config", "combinations", "mistakes", "jobs", "sweep", "__main__", "evaluate"
+            "config", "onlookers", "combinations", "mistakes", "jobs", "sweep", "__main__", "evaluate"
         ):  # fmt: skip
             assert not {m.split(".")[0] for m in modules(node)} & {"hydra", "omegaconf"}, (
                 "plain values below here"

@@ -174,7 +174,16 @@ def test_wheel_has_every_option(built):
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "adabatch").rglob("*.py")}
     assert modules <= names
     info = f"adabatch-{PROJECT['version']}.dist-info"
-    assert {name.split("/")[0] for name in names} == {"adabatch", info}, "the wheel installs a stray folder"
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"adabatch", "hydra_plugins", info}, "the wheel installs a stray folder"
+    plugin = {
+        p.relative_to(ROOT / "launch").as_posix() for p in (ROOT / "launch/hydra_plugins").rglob("*.py")
+    }
+    # Hydra's plugins of other packages live in hydra_plugins too: a namespace has no __init__.py.
+    assert plugin == {name for name in names if name.startswith("hydra_plugins/")}
+    assert (
+        "hydra_plugins/__init__.py" not in plugin and "hydra_plugins/adabatch_launcher/__init__.py" in plugin
+    )
     assert f"{info}/licenses/LICENSE" in names
 
 

@@ -58,6 +58,26 @@ def test_the_commands_run_one_after_the_other(place):
         assert done.returncode == 0, f"$ {line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_lines_for_a_cluster_run_on_one(place, cluster):
+    lines = re.findall(r"```shell\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0].splitlines()
+    lines = [line.removeprefix("$ ").split("   #")[0].strip() for line in lines]
+    assert sum("hardware=slurm" in line for line in lines) == 3 and lines[-1] == "adabatch-status"
+    folder = place / "cluster"
+    folder.mkdir()
+    environment = cluster.environment | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    for line in lines:
+        done = cluster.run("bash", "-c", line, cwd=folder, env=environment, seconds=300)
+        assert done.returncode == 0, f"$ {line}\n{done.stdout}\n{done.stderr}"
+    ended = cluster.run(
+        "adabatch-status", "--watch", "2", "--exit-code", cwd=folder, env=environment, seconds=400
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert "6 runs" in ended.stdout and "6 finished" in ended.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(

@@ -1,0 +1,88 @@
+"""Batch-phase jobs: a run as a chain of jobs, each on as many processes as its batches can fill.
+
+A leg is a stretch of a run on one number of processes. It ends before the first batch that another number
+suits; what is computed does not depend on that number, so the joins leave no trace but rounding. No torch.
+"""
+
+from dataclasses import dataclass
+
+from adabatch.planning.phases import phases
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How many processes a batch gets. samples: of a batch for each process. most: processes at the most.
+    node: processes of a whole node; what exceeds a node takes whole ones."""
+
+    samples: int
+    most: int
+    node: int
+
+    def processes(self, batch: int) -> int:
+        """From 1 to `most`, so that each has at least `samples` of the batch."""
+        count = max(1, min(self.most, batch // self.samples))
+        return count if count <= self.node else count - count % self.node
+
+    def plain(self, closed: bool) -> dict:
+        """For a job's payload; `suiting` reads it."""
+        return {"samples": self.samples, "most": self.most, "node": self.node, "closed": closed}
+
+    def next(self, batch: int, now: int, closed: bool) -> int:
+        """For a run on `now` processes that comes to a batch of this size. A closed loop's batch may go up
+        and down from decision to decision, and each change waits in a queue: there only growth counts."""
+        suits = self.processes(batch)
+        return max(now, suits) if closed else suits
+
+
+def rule(hardware: dict, schedule: dict, most: int, node: int) -> Rule | None:
+    """The rule of `hardware.phases`; None where the run keeps its number.
+
+    auto = a process for each `schedule.base_batch` samples. most, node: processes that were asked for.
+    """
+    asked = hardware.get("phases")
+    if asked is None:
+        return None
+    if asked == "auto":
+        return Rule(schedule.get("base_batch") or 1, most, node)
+    return Rule(asked, most, node)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """start: its first sample. batch: its largest batch size."""
+
+    start: int
+    processes: int
+    batch: int
+
+
+def legs(schedule, by: Rule) -> list[Leg]:
+    """The legs of an open-loop schedule; of a closed loop the first, since nobody knows the others."""
+    closed = is_closed(schedule)
+    found: list[Leg] = []
+    for phase in phases(schedule)[: 1 if closed else None]:
+        suits = by.processes(phase.batch_size)
+        if found and found[-1].processes == suits:
+            found[-1] = Leg(found[-1].start, suits, max(found[-1].batch, phase.batch_size))
+        else:
+            found.append(Leg(phase.start, suits, phase.batch_size))
+    return found
+
+
+def suiting(leg: dict | None, world: int):
+    """What `train` asks before a batch: a function of its size, to the number of processes that suits it
+    better than `world`, or None. leg: `Rule.plain`."""
+    if leg is None:
+        return None
+    by, closed = Rule(leg["samples"], leg["most"], leg["node"]), leg["closed"]
+
+    def better(batch: int) -> int | None:
+        suits = by.next(batch, world, closed)
+        return suits if suits != world else None
+
+    return better
+
+
+def is_closed(schedule) -> bool:
+    """Whether batches follow from what is measured on the way."""
+    return bool(schedule.needs or schedule.growth.closed)

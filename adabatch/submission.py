@@ -1,0 +1,176 @@
+"""What status.json says of a run as a job of a cluster: that it was submitted, as which job, how it ended
+where its own processes could not say so.
+
+"job": {"id": 123_4, "cluster": slurm | local, "logs": a pattern of paths, "submitted": time, "requeues": how
+often it put itself back into the queue, "idle": how often of late without having trained}; of a local one
+also "host" and "started", which tell its process from a later one with the same number. It is written before
+the job exists, without an id; the job fills that in when it takes the folder over, or the launcher does, who
+is first.
+"""
+
+import contextlib
+import socket
+import time
+from pathlib import Path
+
+from adabatch import owner, places, runs, slurm
+from adabatch.owner import locked, own_job, status_of, write_status
+
+FRESH = 300.0  # seconds in which a submission that has no id yet may still be under way
+WAITING = ("submitted", "running", "preempted")  # states in which a job may still have something to do
+
+
+def unneeded(folder: Path) -> str | None:
+    """Why this run needs no further job now, in words; None where it needs one."""
+    status = status_of(Path(folder) / "status.json")
+    job, state = status.get("job"), status.get("state")
+    if isinstance(job, dict) and state in WAITING:
+        where = f"job {job.get('id')}"
+        if job.get("id") is None:
+            if state == "submitted" and time.time() - (job.get("submitted") or 0) < FRESH:
+                return "another command is submitting it"
+        elif (living := alive(job)) is None:
+            return f"{where}, and SLURM cannot be asked what became of it"
+        elif living:
+            return f"{where} has it ({state})"
+    return owner.in_use(folder)
+
+
+def alive(job: dict) -> bool | None:
+    """Whether a job still runs or waits; None where that cannot be known."""
+    if job.get("cluster") != "local":
+        return (slurm.alive([job["id"]]) or {}).get(job["id"])
+    if job.get("host") != socket.gethostname():
+        return None
+    return str(job["id"]).isdecimal() and places.started(int(job["id"])) == job.get("started")
+
+
+class Announced:
+    """A folder that is said to be submitted, until it is, or else is as it was before."""
+
+    def __init__(self, folder: Path, job: dict):
+        self.folder, self.path = Path(folder), Path(folder) / "status.json"
+        self.made = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder):
+            self.before = status_of(self.path)
+            self._write({"state": "submitted", "error": None, "owner": None, "job": job})
+
+    def _write(self, status: dict) -> None:
+        write_status(self.path, {"format": runs.FORMAT, **status})
+
+    def _ours(self) -> dict | None:
+        """The status while it is still the one that was announced: the job may be faster."""
+        status = status_of(self.path)
+        waiting = status.get("state") == "submitted" and (status.get("job") or {}).get("id") is None
+        return status if waiting else None
+
+    def submitted(self, **job) -> None:
+        """It is: its id, and what else is known only now."""
+        with locked(self.folder):
+            if status := self._ours():
+                status["job"] |= job
+                status["job"]["logs"] = status["job"]["logs"].replace("%j", str(job["id"]))
+                self._write(status)
+
+    def withdraw(self) -> None:
+        """It is not."""
+        with locked(self.folder):
+            if self._ours() is None:
+                return
+            if self.before:
+                return write_status(self.path, self.before)
+            self.path.unlink()
+        if self.made:
+            with contextlib.suppress(OSError):
+                (self.folder / ".lock").unlink(missing_ok=True)
+                self.folder.rmdir()
+
+
+def chained(folder: Path, chain: list) -> None:
+    """The jobs that a submitted run will be handed on to, one after the other, the first included."""
+    path = Path(folder) / "status.json"
+    with locked(folder):
+        status = status_of(path)
+        write_status(path, status | {"job": (status.get("job") or {}) | {"chain": chain}})
+
+
+def handed_over(folder: Path, processes: int) -> None:
+    """This process's job has done its part of the run, which waits for the next job of the chain, or for one
+    with so many processes to be submitted."""
+    path = Path(folder) / "status.json"
+    with locked(folder):
+        status = status_of(path)
+        job = own_job(status) or {"id": places.job_id(), "cluster": places.manager()}
+        chain = job.get("chain") or []
+        ids = [leg["id"] for leg in chain]
+        later = chain[ids.index(job["id"]) + 1 :] if job["id"] in ids else []
+        own = {"submitted": time.time(), "processes": processes, "id": None} | (later[0] if later else {})
+        status |= {"state": "submitted", "error": None, "owner": None, "job": job | own | {"idle": 0}}
+        write_status(path, status)
+
+
+def refused(folder: Path, error: str) -> bool:
+    """Records that the next job of a run could not be submitted."""
+    return _end(
+        folder, "interrupted", error, ("submitted",), lambda s: (s.get("job") or {}).get("id") is None
+    )
+
+
+def ended(folder: Path, state: str, error: str, states=WAITING) -> bool:
+    """Records how this process's own job ended, where nobody has taken the folder over. states: of the run in
+    which it has not said so itself. Returns whether it was written."""
+    return _end(folder, state, error, states, _its)
+
+
+def gone(folder: Path, job: str, error: str) -> bool:
+    """The same from outside, of a job that has left the queue without a word."""
+    return _end(folder, "interrupted", error, WAITING, lambda s: (s.get("job") or {}).get("id") == job)
+
+
+def _end(folder: Path, state: str, error: str, states, fits) -> bool:
+    path = Path(folder) / "status.json"
+    if not path.is_file():
+        return False
+    with locked(folder):
+        status = status_of(path)
+        if status.get("state") not in states or not fits(status):
+            return False
+        write_status(path, status | {"state": state, "error": error})
+        return True
+
+
+def _its(status: dict) -> bool:
+    """Whether this process's job has the folder."""
+    record, mine = status.get("owner") or {}, owner.me()
+    if status.get("state") == "submitted" or not record.get("job"):
+        return own_job(status) is not None
+    return record["job"] == mine["job"] and record.get("requeued", 0) == mine["requeued"]
+
+
+def counted(folder: Path, since: float) -> dict:
+    """Counts a requeue of this process's job and returns its "job". since: when this process began (Unix
+    time); a run whose owner was not seen after it has not trained."""
+    folder = Path(folder)
+    path = folder / "status.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        status = status_of(path)
+        job = own_job(status) or {"id": places.job_id(), "cluster": places.manager()}
+        idle = 0 if ((status.get("owner") or {}).get("heartbeat") or 0) >= since else job.get("idle", 0) + 1
+        job |= {"requeues": job.get("requeues", 0) + 1, "idle": idle}
+        status = {
+            "format": runs.FORMAT,
+            "state": "preempted",
+            "error": None,
+            "owner": None,
+            **status,
+            "job": job,
+        }
+        write_status(path, status)
+    return job
+
+
+def local_job(pid: int) -> dict:
+    """What tells a job of submitit's local executor from others."""
+    return {"id": str(pid), "host": socket.gethostname(), "started": places.started(pid)}

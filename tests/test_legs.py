@@ -1,0 +1,76 @@
+"""How a run is cut into jobs of different sizes."""
+
+import pytest
+
+from adabatch.legs import Leg, Rule, legs, rule, suiting
+from adabatch.schedules.core import Schedule, walk
+from adabatch.schedules.curves import LinearRamp
+from adabatch.schedules.factors import Constant, Steps
+
+
+def adabatch(growth=None, **changed):
+    """64 doubled at epochs 2 and 4 of 6, over 1,000 samples."""
+    given = dict(samples=1000, epochs=6, base_batch=64, base_lr=0.1, decay=Constant())
+    return Schedule(**given | dict(growth=growth or Steps(factor=2.0, milestones=[2, 4])) | changed)
+
+
+@pytest.mark.parametrize(
+    "batch, processes",
+    [
+        (1, 1),
+        (63, 1),
+        (64, 1),
+        (127, 1),
+        (128, 2),
+        (255, 3),
+        (256, 4),
+        (511, 4),
+        (512, 8),
+        (800, 12),
+        (4096, 16),
+    ],
+)
+def test_a_process_for_each_64_samples_and_whole_nodes_of_4_beyond_one(batch, processes):
+    assert Rule(64, 16, 4).processes(batch) == processes
+
+
+def test_the_rule_of_a_configuration():
+    assert rule({}, {"base_batch": 32}, 8, 4) is None and rule({"phases": None}, {}, 8, 4) is None
+    assert rule({"phases": "auto"}, {"base_batch": 32}, 8, 4) == Rule(32, 8, 4)
+    assert rule({"phases": 512}, {"base_batch": 32}, 8, 4) == Rule(512, 8, 4)
+
+
+def test_the_legs_of_adabatch_begin_where_its_batch_is_doubled():
+    schedule = adabatch()
+    starts = {s.divisor: start for start, _, s in reversed(list(walk(schedule)))}
+    assert list(sorted(starts)) == [64, 128, 256] and starts[64] == 0
+    assert legs(schedule, Rule(64, 4, 4)) == [
+        Leg(0, 1, 64),
+        Leg(starts[128], 2, 128),
+        Leg(starts[256], 4, 256),
+    ]
+    assert legs(schedule, Rule(64, 2, 2)) == [Leg(0, 1, 64), Leg(starts[128], 2, 256)]
+    assert legs(schedule, Rule(1000, 4, 4)) == [Leg(0, 1, 256)]
+    assert legs(adabatch(growth=Constant()), Rule(16, 4, 4)) == [Leg(0, 4, 64)]
+
+
+def test_a_smooth_growth_has_a_leg_for_each_number_and_every_batch_suits_its_leg():
+    schedule, by = adabatch(growth=LinearRamp(to=900, over=5)), Rule(64, 64, 4)
+    found = legs(schedule, by)
+    assert [leg.processes for leg in found] == [1, 2, 3, 4, 8, 12]
+    for start, _, setting in walk(schedule):
+        leg = [leg for leg in found if leg.start <= start][-1]
+        assert by.processes(setting.divisor) == leg.processes and setting.divisor <= leg.batch
+
+
+def test_a_closed_loop_only_grows():
+    by = Rule(64, 8, 4)
+    assert [by.next(batch, 2, closed=True) for batch in (64, 128, 512)] == [2, 2, 8]
+    assert [by.next(batch, 2, closed=False) for batch in (64, 128, 512)] == [1, 2, 8]
+
+
+def test_what_the_loop_asks_before_a_batch():
+    plain = Rule(64, 8, 4).plain(closed=False)
+    better = suiting(plain, 2)
+    assert [better(batch) for batch in (64, 128, 191, 256)] == [1, None, None, 4]
+    assert suiting(plain | {"closed": True}, 2)(64) is None and suiting(None, 2) is None

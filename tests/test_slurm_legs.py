@@ -1,0 +1,121 @@
+"""hardware.phases on a real SLURM: chains of jobs of growing size, equal to the run that nobody cut."""
+
+import pytest
+import slurm_runs
+import support
+import torch
+from slurm import ADABATCH
+
+from adabatch import runs
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+RUN = (
+    "model=convnet", "model.ghost=16", "dataset=digits", "hardware.threads=1", "trackers.wandb.mode=disabled",
+    "schedule.base_batch=32",
+)  # fmt: skip
+OPEN = (
+    "epochs=2",
+    "schedule=adabatch",
+    "schedule.max_batch=128",
+    "schedule.growth.every=0.25",
+)  # 32, 64, 128
+CLOSED = ("epochs=3", "schedule=noise_scale", "schedule.noise_group=16", "hardware.precision=fp64")
+CHAIN = ("hardware=slurm", "hardware.nodes=4", "hardware.phases=auto")
+
+
+def submitted(cluster, folder, *overrides: str):
+    """(what `adabatch` says of a chain, the folder in which it was submitted)."""
+    folder.mkdir(exist_ok=True)
+    done = cluster.run(*ADABATCH, *RUN, *CHAIN, *overrides, cwd=folder, seconds=400)
+    return done.stdout, folder
+
+
+def alone(folder, *overrides: str):
+    """The same run in one process, in memory of this one."""
+    support.run(folder, *RUN, *overrides)
+    return folder
+
+
+def only(folder):
+    """The folder of the one run there."""
+    (found,) = (path.parent for path in folder.glob("outputs/*/summary.json"))
+    return found
+
+
+def distance(a, b) -> float:
+    """Relative difference of the weights of two runs."""
+    weights = (torch.load(folder / "weights.pt", weights_only=True) for folder in (a, b))
+    return support.difference(*weights)
+
+
+def worlds(folder) -> list[tuple[int, int]]:
+    """(batch size, processes) of the training rows, each pair once."""
+    rows = [r for r in runs.read_rows(folder) if r["event"] == "train"]
+    return list(dict.fromkeys((r.get("divisor", r["batch_size"]), r["world_size"]) for r in rows))
+
+
+def test_a_chain_of_jobs_is_the_run_that_nobody_cut(cluster, tmp_path):
+    precise = (*OPEN, "hardware.precision=fp64")
+    text, place = submitted(cluster, tmp_path / "chain", *precise, "wait=true")
+    assert "then 2 in job" in text and "then 4 in job" in text
+    chained = only(place)
+    assert worlds(chained) == [(32, 1), (64, 2), (128, 4)]
+    single = alone(tmp_path / "alone", *precise)
+    assert distance(chained, single) <= 1e-10
+    one, other = (runs.Run(folder).summary for folder in (chained, single))
+    assert one["steps"] == other["steps"] and one["final_test_error"] == other["final_test_error"]
+    assert one["train_seconds"] < one["device_seconds"] < 4 * one["train_seconds"]
+    assert not cluster.run("squeue", "-h").stdout
+
+
+def test_a_chain_of_ordered_sums_has_the_same_bits(cluster, tmp_path):
+    lines = (*OPEN, "hardware.reduction=ordered", "hardware.micro_batch=16")
+    _, place = submitted(cluster, tmp_path / "chain", *lines, "wait=true")
+    single = alone(tmp_path / "alone", *lines)
+    key = "weights_sha256"
+    assert runs.Run(only(place)).summary[key] == runs.Run(single).summary[key]
+
+
+def test_several_runs_are_an_array_for_each_leg(cluster, tmp_path):
+    text, place = submitted(cluster, tmp_path / "chain", *OPEN, "seed=0,1", "wait=true")
+    assert "as array" in text
+    found = sorted(place.glob("outputs/*/summary.json"))
+    assert len(found) == 2
+    for path in found:
+        assert worlds(path.parent) == [(32, 1), (64, 2), (128, 4)]
+
+
+def test_a_closed_loop_submits_the_larger_job_itself(cluster, tmp_path):
+    _, place = submitted(cluster, tmp_path / "chain", *CLOSED, "wait=true")
+    chained = only(place)
+    pairs = worlds(chained)
+    sizes = [world for _, world in pairs]
+    assert pairs[0] == (32, 1) and sizes == sorted(sizes) and sizes[-1] > 1
+    assert distance(chained, alone(tmp_path / "alone", *CLOSED)) <= 1e-10
+
+
+def test_a_leg_that_is_refused_leaves_nothing_in_the_queue(cluster, tmp_path):
+    """Four nodes there are: the chain's last leg asks for eight."""
+    (tmp_path / "chain").mkdir()
+    line = (*ADABATCH, *RUN, *OPEN, *CHAIN[:1], "hardware.nodes=8", "hardware.phases=16")
+    done = cluster.run(*line, cwd=tmp_path / "chain", check=False, seconds=120)
+    assert done.returncode == 2 and "sbatch refuses" in done.stderr, done.stderr
+    cluster.until(lambda: not cluster.run("squeue", "-h").stdout, 30)
+    for path in (tmp_path / "chain").glob("outputs/*/status.json"):
+        status = runs.read_json(path)
+        assert status["state"] == "interrupted" and "not submitted" in status["error"]
+
+
+def test_cancelling_the_first_leg_ends_the_chain_and_the_command_goes_on(cluster, tmp_path):
+    place = slurm_runs.place(tmp_path / "chain")
+    precise = (*OPEN, "hardware.precision=fp64", "loss._target_=slow.loss")
+    text, _ = submitted(cluster, place, *precise)
+    ((job, folder),) = slurm_runs.listed(text)
+    slurm_runs.training(cluster, job, place / folder)
+    cluster.run("scancel", job)
+    cluster.until(lambda: not cluster.run("squeue", "-h").stdout, 90, lambda: cluster.run("squeue").stdout)
+    assert runs.Run(place / folder).state == "preempted"
+    (place / "slow").unlink()
+    submitted(cluster, place, *precise, "wait=true")
+    assert worlds(place / folder) == [(32, 1), (64, 2), (128, 4)]
+    assert distance(place / folder, alone(tmp_path / "alone", *precise[:-1])) <= 1e-10
