@@ -43,7 +43,7 @@ ONLY = {
     "models": {"errors", "draws", "layers"},
     "step": {"errors", "layers", "losses", "noise", "flat", "measure", "memory", "summing"},
     "report": {"errors", "runs", "files", "statistics"},
-    "status": {"errors", "runs", "files", "owner", "places", "console", "submission"},
+    "status": {"errors", "runs", "files", "owner", "places", "console", "submission", "slurm"},
 }
 # `python -m adabatch` knows its configuration to be good before torch is loaded; a report never needs it.
 LIGHT = (

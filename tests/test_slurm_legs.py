@@ -95,15 +95,15 @@ def test_a_closed_loop_submits_the_larger_job_itself(cluster, tmp_path):
 
 
 def test_a_leg_that_is_refused_leaves_nothing_in_the_queue(cluster, tmp_path):
-    """Four nodes there are: the chain's last leg asks for eight."""
+    """A node has four GPUs: the chain's last leg asks for eight."""
     (tmp_path / "chain").mkdir()
-    line = (*ADABATCH, *RUN, *OPEN, *CHAIN[:1], "hardware.nodes=8", "hardware.phases=16")
+    line = (*ADABATCH, *RUN, *OPEN, *CHAIN[:1], "hardware.phases=16", "hydra.launcher.gpus_per_node=8")
     done = cluster.run(*line, cwd=tmp_path / "chain", check=False, seconds=120)
     assert done.returncode == 2 and "sbatch refuses" in done.stderr, done.stderr
     cluster.until(lambda: not cluster.run("squeue", "-h").stdout, 30)
-    for path in (tmp_path / "chain").glob("outputs/*/status.json"):
-        status = runs.read_json(path)
-        assert status["state"] == "interrupted" and "not submitted" in status["error"]
+    (path,) = (tmp_path / "chain").glob("outputs/*/status.json")
+    status = runs.read_json(path)
+    assert status["state"] == "interrupted" and "not submitted" in status["error"]
 
 
 def test_cancelling_the_first_leg_ends_the_chain_and_the_command_goes_on(cluster, tmp_path):

@@ -8,8 +8,8 @@ import time
 import pytest
 from status_folders import dead_process, elsewhere, fake_slurm, make, owner_of, states, submitted, told
 
-from adabatch import places
-from adabatch.status import command, queue
+from adabatch import places, slurm
+from adabatch.status import command
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_one_job_that_slurm_has_forgotten(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("how", ["fails", "hangs", "absent", "not asked"])
 def test_without_an_answer_nothing_is_lost(tmp_path, capsys, monkeypatch, how):
     """And a squeue that hangs, its children too, holds nobody up."""
-    monkeypatch.setattr(queue, "BOUND", 0.5)
+    monkeypatch.setattr(slurm, "BOUND", 0.5)
     child = tmp_path / "child"
     fails = dict(code=1, errors="Unable to contact slurm controller")
     given = {"fails": fails, "hangs": dict(first=f'sleep 60 & echo $! > "{child}"; wait')}.get(how, {})

@@ -10,8 +10,9 @@ import os
 import sys
 import time
 
+from adabatch import slurm
 from adabatch.errors import UserError, suggest
-from adabatch.status import queue, rows, words
+from adabatch.status import rows, words
 from adabatch.status.facts import Reader
 from adabatch.status.folders import MOST, find
 from adabatch.status.verdict import jobs_of, judge
@@ -133,7 +134,7 @@ class Look:
     def __init__(self, named: list[str]):
         self.named, self.reader = named, Reader()
         self.notes: list[str] = []  # of the last look: what is left out, and why
-        self._answer, self._asked = queue.Answer(), (-float("inf"), set())
+        self._answer, self._asked = slurm.Answer(), (-float("inf"), set())
 
     def __call__(self):
         found = find(self.named)
@@ -155,13 +156,13 @@ class Look:
             self.notes.append(f"stopped after {MOST:,} folders: name folders that hold fewer")
         return rows.rows(judged, self.named)
 
-    def _slurm(self, runs: list) -> queue.Answer:
+    def _slurm(self, runs: list) -> slurm.Answer:
         """One question for all; while watching only every ASKED seconds, unless a run says something new."""
         jobs = jobs_of(runs)
         said = {(run.folder, run.recorded, str(run.owner.get("pid")), run.job) for run in runs}
         now, (at, before) = time.monotonic(), self._asked
         if jobs and (now - at > ASKED or not said <= before):
-            self._answer = queue.ask(jobs)
+            self._answer = slurm.ask(jobs)
             self._asked = (time.monotonic(), said)
         return self._answer
 

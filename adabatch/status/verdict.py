@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from adabatch.owner import SILENCE
 from adabatch.places import started
+from adabatch.slurm import Answer, Job
 from adabatch.status.facts import Facts
-from adabatch.status.queue import Answer, Job
 from adabatch.status.words import age, first_line, line, number
 from adabatch.submission import FRESH
 
