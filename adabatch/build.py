@@ -63,6 +63,11 @@ def data(node: dict) -> Data:
     classes = node.get("classes")
     if classes is None and not labels.dtype.is_floating_point and whole.labels is not None:
         classes = int(whole.labels.max()) + 1
+    if classes is None and labels.ndim == 1 and not labels.dtype.is_floating_point:
+        raise UserError(
+            f"{node['_target_']} gives one number a sample and no list of labels to count: set the number of "
+            "classes (outputs of the network), +dataset.classes=N"
+        )
     if classes is None:
         classes = labels[0].numel()
     for split in (whole, test):

@@ -1,10 +1,12 @@
 """Checkpoints: one file, written whole or not at all, read without running any code."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
 import threading
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -121,6 +123,8 @@ def _read(path: Path, what: str):
     """What torch.save wrote, tensors on the CPU; no code is run. what: "checkpoint", or another kind of
     file."""
     try:
+        if damaged := _damaged(path):
+            raise ValueError(f"{damaged} in it is not what was written")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise  # the machine's trouble, not the file's
@@ -132,6 +136,19 @@ def _read(path: Path, what: str):
         if "weights_only" in reason:
             reason = "it holds more than plain values and tensors"
         raise UserError(f"{path} is no readable {what} ({reason}): move it away, or name another") from error
+
+
+def _damaged(path: Path) -> str | None:
+    """The part whose checksum is wrong: torch.load looks at none, and its older files have none."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip()
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # it points outside itself
+            return "the list of parts"
+        raise
 
 
 def load(path: Path) -> dict:

@@ -59,16 +59,24 @@ def lacking(config: dict, folder: Path) -> list[str]:
     return found
 
 
-def prepare(config: dict, folder: Path) -> None:
-    """With restart=true the run that is there is renamed. UserError: it is another run, or in use."""
+def replaces(config: dict, folder: Path) -> bool:
+    """Whether a run that is there is to be renamed first. UserError: it is another run."""
     if not folder.is_dir():
-        return
+        return False
     run = runs.Run(folder)
     if run.status is None and run.config is None:
+        return False
+    if anew(config, folder):
+        return True
+    same_run(config, run)
+    return False
+
+
+def prepare(config: dict, folder: Path) -> None:
+    """With restart=true the run that is there is renamed. UserError: it is another run, or in use."""
+    if not replaces(config, folder):
         return
-    if not anew(config, folder):
-        return same_run(config, run)
-    before = run.status or {}
+    before = runs.Run(folder).status or {}
     ended = before.get("state") in runs.STATES and before["state"] != "running"
     held = Owner.claim(folder)  # refused while somebody is working in it
     held.finish(before["state"] if ended else "interrupted", before.get("error"))

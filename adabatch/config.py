@@ -226,6 +226,9 @@ def _check(_root_) -> str:
         check_sweep(_root_)
     else:
         _swept.clear()
+        if not str(_root_.hydra.launcher._target_).endswith(".BasicLauncher"):
+            option = _root_.hydra.runtime.choices["hydra/launcher"]
+            raise UserError(f"hydra/launcher={option} starts the jobs of a multirun: adabatch -m ...")
         checked(_root_)
     return "good"
 

@@ -69,7 +69,7 @@ def run_job(
         if place is None or place.local == 0:  # once for each machine
             log.error(str(error))
         with contextlib.suppress(OSError, UserError):
-            submission.ended(folder, "failed", str(error), ("submitted",))
+            submission.failed_early(folder, str(error))
         return None, 2 if isinstance(error, UserError) else 1
 
 

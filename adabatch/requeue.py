@@ -68,7 +68,10 @@ def _again(stop: Stop, folder: Path) -> int:
         return _stays(folder, f"submitit's local executor starts a job {LOCAL_LIVES} times at most")
     # Rank 0 must live until the answer is there, and the command that asks inherits what is ignored.
     _on(signal.SIGTERM, signal.SIG_IGN)
-    state = (slurm.states([job["id"]]) or {}).get(job["id"], "RUNNING")
+    known = slurm.states([job["id"]])
+    if known is None and (known := slurm.states([job["id"]])) is None:
+        return _stays(folder, f"SLURM does not say whether job {job['id']} is being cancelled")
+    state = known.get(job["id"], "RUNNING")
     if stop.reason == END or state not in ("RUNNING", "SIGNALING"):
         log.warning(f"job {job['id']} is being ended ({state.lower()}): it is not queued again by itself")
         return _wait()

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from adabatch import owner, runs, signals, traces
+from adabatch import alike, owner, runs, signals, traces
 from adabatch.environment import before_torch
 from adabatch.errors import Diverged, Interrupted, Lost, RankLost, UserError
 from adabatch.logs import errors_only
@@ -155,7 +155,8 @@ class Lead:
     """
 
     def __init__(self, place, config: dict, stop: Stop, leg=None):
-        self.place, self.leg, self.meeting, self._said, self._heard = place, leg, None, False, []
+        self.place, self.config, self.leg = place, config, leg
+        self.meeting, self._said, self._heard = None, False, []
         if place.world > 1:
             self.meeting = meet(place, config, stop)
 
@@ -175,11 +176,12 @@ class Lead:
         self._said = True
         if self.meeting:
             self.meeting.on_lost = lost
+            alike.publish(self.meeting.store, self.config)
             self.meeting.say(word)
 
     def arguments(self) -> dict:
         """What `train` is told of the others, and of when to hand over."""
-        return {"meeting": self.meeting, "leg": self.leg}
+        return {k: v for k, v in {"meeting": self.meeting, "leg": self.leg}.items() if v}
 
     def explain(self, error: BaseException, stop: Stop) -> BaseException:
         """What training ended by; where another rank is the cause, the error that says so."""
@@ -221,8 +223,9 @@ def follow(config: dict, folder: Path, place, stop: Stop, leg=None) -> tuple[int
             meeting.leave()
             stop.told = stop.reason
             return {"done": 0}.get(word, 130 if stop.reason else 2), None
+        alike.compare(meeting.store, config, f"rank {place.rank}")
         train = importlib.import_module("adabatch.train").train
-        train(config, folder, lambda: stop.reason, meeting=meeting, leg=leg)
+        train(config, folder, lambda: stop.reason, meeting=meeting, **({"leg": leg} if leg else {}))
         meeting.leave()
         return 0, None
     except BaseException as caught:

@@ -9,6 +9,7 @@ is first.
 """
 
 import contextlib
+import os
 import socket
 import time
 from pathlib import Path
@@ -42,19 +43,61 @@ def alive(job: dict) -> bool | None:
         return (slurm.alive([job["id"]]) or {}).get(job["id"])
     if job.get("host") != socket.gethostname():
         return None
-    return str(job["id"]).isdecimal() and places.started(int(job["id"])) == job.get("started")
+    began = job.get("started")
+    return began is not None and str(job["id"]).isdecimal() and places.started(int(job["id"])) == began
+
+
+def seen(folder: Path) -> tuple:
+    """Whose the folder is: what must not have changed between a decision to submit and the submission."""
+    return _whose(status_of(Path(folder) / "status.json"))
+
+
+def _whose(status: dict) -> tuple:
+    owner, job = status.get("owner") or {}, status.get("job") or {}
+    whose = tuple(owner.get(key) for key in ("host", "pid", "started", "heartbeat"))
+    return (status.get("state"), *whose, job.get("id"), job.get("submitted"))
+
+
+class Taken(Exception):
+    """Another command or job has taken the folder since; the message is for the user."""
 
 
 class Announced:
-    """A folder that is said to be submitted, until it is, or else is as it was before."""
+    """A folder that is said to be submitted, until it is, or else is as it was before.
 
-    def __init__(self, folder: Path, job: dict):
+    known: `seen` of it when that was decided; Taken where it is no longer so. None: whatever it is. anew: the
+    run that is there is renamed first.
+    """
+
+    def __init__(self, folder: Path, job: dict, known: tuple | None = None, anew: bool = False):
         self.folder, self.path = Path(folder), Path(folder) / "status.json"
+        self.aside = self.kept = None  # where the earlier run is now, and its status.json
+        if anew and self.folder.is_dir():
+            self._set_aside(known)
+            known = _whose({})
         self.made = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder):
-            self.before = status_of(self.path)
-            self._write({"state": "submitted", "error": None, "owner": None, "job": job})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.folder):
+                self._same(known)
+                self.before = status_of(self.path)
+                self._write({"state": "submitted", "error": None, "owner": None, "job": job})
+        except BaseException:
+            self._as_before()
+            raise
+
+    def _same(self, known: tuple | None) -> None:
+        if known is not None and (now := seen(self.folder)) != known:
+            raise Taken(f"another command was faster, and it is {now[0]} now")
+
+    def _set_aside(self, known: tuple | None) -> None:
+        with locked(self.folder):  # the lock moves with the folder
+            self._same(known)
+            status = status_of(self.path)
+            if status.get("state") == "running":  # nobody is: that was asked before
+                self.kept = self.path.read_bytes()
+                write_status(self.path, status | {"state": "interrupted"})
+            self.aside = runs.set_aside(self.folder)
 
     def _write(self, status: dict) -> None:
         write_status(self.path, {"format": runs.FORMAT, **status})
@@ -81,10 +124,19 @@ class Announced:
             if self.before:
                 return write_status(self.path, self.before)
             self.path.unlink()
-        if self.made:
-            with contextlib.suppress(OSError):
-                (self.folder / ".lock").unlink(missing_ok=True)
+        self._as_before()
+
+    def _as_before(self) -> None:
+        if not self.made or self.path.exists():
+            return
+        with contextlib.suppress(OSError):
+            (self.folder / ".lock").unlink(missing_ok=True)
+            if self.folder.exists():
                 self.folder.rmdir()
+            if self.aside:
+                os.rename(self.aside, self.folder)
+                if self.kept:
+                    self.path.write_bytes(self.kept)
 
 
 def chained(folder: Path, chain: list) -> None:
@@ -123,7 +175,27 @@ def ended(folder: Path, state: str, error: str, states=WAITING) -> bool:
     return _end(folder, state, error, states, _its)
 
 
-def gone(folder: Path, job: str, error: str) -> bool:
+def failed_early(folder: Path, error: str) -> bool:
+    """Records that this process's job has failed before it took the folder over, in this life: over
+    "submitted", and over what an earlier life has left."""
+
+    def left(status: dict) -> bool:
+        if status.get("state") == "submitted":
+            return own_job(status) is not None
+        record, mine = status.get("owner") or {}, owner.me()
+        if places.manager() == "local":  # its lives are not counted, but each has a process of its own
+            pid = record.get("pid")
+            over = not isinstance(pid, int) or places.started(pid) != record.get("started")
+            return status.get("state") == "preempted" and own_job(status) is not None and over
+        if not record.get("job"):  # it has never owned the folder, and only counted its requeues
+            own = own_job(status) if status.get("state") == "preempted" else None
+            return own is not None and own.get("requeues", 0) <= mine["requeued"]
+        return record["job"] == mine["job"] and record.get("requeued", 0) < mine["requeued"]
+
+    return _end(folder, "failed", error, WAITING, left)
+
+
+def gone(folder: Path, job: str | None, error: str) -> bool:
     """The same from outside, of a job that has left the queue without a word."""
     return _end(folder, "interrupted", error, WAITING, lambda s: (s.get("job") or {}).get("id") == job)
 

@@ -60,7 +60,7 @@ def run(job: dict) -> dict | None:
 
 def _refuse(job: dict, words: str) -> None:
     log.error(words)
-    submission.ended(job["folder"], "failed", words, ("submitted",))
+    submission.failed_early(job["folder"], words)
     sys.exit(2)
 
 

@@ -39,7 +39,8 @@ class Watch:
         self._seen = {
             rank: (None, now) for rank in range(self.world) if rank != self.rank
         }  # beat, since when
-        self._left, self._missed, self._asked, self._broke = set(), {}, now, None
+        self._left, self._missed, self._broke = set(), {}, None
+        self._asked = self._read = now  # when the store was last read; _asked is forgiven hold-ups
         self._suspicion = self._answered = None  # when a collective failed; when the main thread noticed
         self._stopped, self._wake, self._decided = threading.Event(), threading.Event(), threading.Event()
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._beat, self._judge)]
@@ -86,7 +87,7 @@ class Watch:
                 self._seen[rank] = beat, time.monotonic()
         if not self.lost and store.check(["lost"]):
             self._found(json.loads(store.get("lost")))
-        self._asked = asked
+        self._asked = self._read = asked
 
     # --- the thread that judges
 
@@ -95,8 +96,7 @@ class Watch:
         while not self._stopped.wait(LOOK):
             before, late = time.monotonic(), time.monotonic() - before - LOOK
             if late > 1:  # held up itself, by a long call that keeps Python's lock or a stopped process
-                self._asked += late
-                self._seen = {rank: (beat, since + late) for rank, (beat, since) in self._seen.items()}
+                self._forgive(late)
             if not self.lost:
                 self._look(before)
                 continue
@@ -104,8 +104,13 @@ class Watch:
             if waited > (LAST if self._answered else GRACE):
                 self._end()
 
+    def _forgive(self, seconds: float) -> None:
+        """Silence is not counted for so long; what was read was still read when it was."""
+        self._asked += seconds
+        self._seen = {rank: (beat, since + seconds) for rank, (beat, since) in self._seen.items()}
+
     def _look(self, now: float) -> None:
-        asked = self._asked  # before _left is read: what that reading of the store found is in it
+        read = self._read  # before _left is read: what that reading of the store found is in it
         there = [rank for rank in self._seen if rank not in self._left]
         for rank in there:
             one = self.meeting.who[rank]
@@ -113,7 +118,7 @@ class Watch:
                 self._missed.setdefault(rank, time.monotonic())  # it may have left between `now` and here
         for rank, since in self._missed.items():
             # Its last words are read first: it may have left, or told why it ends.
-            if rank in there and (asked > since or self._broke or now - since > GRACE):
+            if rank in there and (read > since or self._broke or now - since > GRACE):
                 return self._say(rank, "is gone: killed, or out of memory?")
         silence = SUSPECT if self._suspicion else SILENCE
         if self._broke or now - self._asked > silence:

@@ -18,6 +18,7 @@ LAYERS = [
     "noise files environment console ledger layers convolution data checkpoint trackers ema optim targets",
     "throughput persample machine logs watch",
     "runs models statistics flat measure meeting",
+    "alike",
     "ranks schedules owner report signals processes",
     "hardware summing memory submission traces",
     "step evaluation witness status",
@@ -29,7 +30,7 @@ LAYERS = [
     "record",
     "resume",
     "train",
-    "evaluate spawn planning",
+    "evaluate spawn planning verdict",
     "legs",
     "jobs",
     "sweep submitted",
@@ -44,12 +45,15 @@ ONLY = {
     "step": {"errors", "layers", "losses", "noise", "flat", "measure", "memory", "summing"},
     "report": {"errors", "runs", "files", "statistics"},
     "status": {"errors", "runs", "files", "owner", "places", "console", "submission", "slurm"},
+    "statistics": set(),
+    "verdict": {"errors", "runs", "files", "statistics", "report", "status", "commandline"},
 }
 # `python -m adabatch` knows its configuration to be good before torch is loaded; a report never needs it.
 LIGHT = (
     "adabatch errors files environment runs owner outcome report config mistakes targets jobs plan".split()
 )
 LIGHT += [
+    "alike",
     "combinations",
     "commandline",
     "cutting",

@@ -8,6 +8,7 @@ import pickle
 import random
 import signal
 import stat
+import struct
 import threading
 
 import numpy as np
@@ -99,6 +100,16 @@ def test_an_error_of_the_thread_is_raised_by_the_next_call_and_once(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="position is a builtins.set"):  # at once, in the thread that asked
         writer.save(tmp_path / "checkpoint.pt", {"position": {1}})
+
+
+def test_a_bit_that_has_changed_is_noticed(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"weights": torch.full((64,), 1.5)})
+    data = bytearray(path.read_bytes())
+    data[data.index(struct.pack("<f", 1.5) * 4)] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="checkpoint.pt is no readable checkpoint"):
+        checkpoint.load(path)
 
 
 class Colour(enum.IntEnum):

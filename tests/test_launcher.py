@@ -210,6 +210,10 @@ def test_a_machine_without_sbatch(cwd):
         (("hydra/launcher=local", "-m", "hardware=slurm", "hardware.nodes=2"), "has one node"),
         (("hardware=cpu", "hardware.nodes=2"), "nodes"),
         (("hardware=slurm", "hydra.launcher.partitoin=x"), "partitoin"),
+        (("hardware=slurm", "hydra.launcher.gpus_per_node=a100:2"), "additional.gres='gpu:a100:2'"),
+        (("hardware=slurm", "hydra.launcher.timeout_min=2:00:00"), "timeout_min=120"),
+        (("hydra/launcher=local", "-m", "hydra.launcher.array_parallelism=0"), "from 1, got 0"),
+        (("hardware=slurm", "hydra.run.dir=here"), "take hydra.sweep.dir=FOLDER"),
     ],
 )
 def test_what_no_job_can_be_is_said_before_anything_is_made(cwd, tmp_path, overrides, words):

@@ -11,6 +11,7 @@ import time
 import pytest
 import slurm_runs
 
+import adabatch.submitted
 from adabatch import jobs, outcome, owner, places, requeue, runs, signals, slurm, submission
 from adabatch.errors import Interrupted, UserError
 from adabatch.places import Place
@@ -24,6 +25,7 @@ ARRAY = STEP | {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"}
 def step(monkeypatch):
     for name, value in ARRAY.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdin", None)  # no terminal: nobody sits at this job
     asked = []
     monkeypatch.setattr(slurm, "states", lambda found: dict.fromkeys(found, "RUNNING"))
     monkeypatch.setattr(slurm, "requeue", lambda job: asked.append(job))
@@ -46,6 +48,17 @@ def submitted(folder, **job):
     runs.write_json(folder / "status.json", {"format": 1, "state": "submitted", "error": None, "owner": None,
                                              "job": record})  # fmt: skip
     return folder
+
+
+def test_a_folder_of_submission_that_the_node_does_not_have(step, tmp_path, monkeypatch, capsys):
+    folder = submitted(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["adabatch"])
+    gone = str(tmp_path / "gone")
+    with pytest.raises(SystemExit) as end:
+        adabatch.submitted.run({"argv": ["adabatch"], "cwd": gone, "folder": str(folder)})
+    found = status(folder)
+    assert end.value.code == 2 and found["state"] == "failed"
+    assert gone in found["error"] and "a folder that all nodes share" in found["error"]
 
 
 def queued_again(folder) -> bool:
@@ -247,7 +260,7 @@ def until(arrived, seconds: float = 90):
 
 @pytest.mark.slow
 def test_a_job_in_the_background_goes_on_after_usr2_bit_for_bit(tmp_path):
-    cwd = slurm_runs.place(tmp_path / "a")
+    cwd = slurm_runs.place(tmp_path / "a", slow=3)  # the first job is still at it after a second command
     text = background(cwd, "seed=0,1")
     found = [(job, cwd / folder) for job, folder in slurm_runs.listed(text)]
     assert f"cancel: kill {found[0][0]} {found[1][0]}" in text

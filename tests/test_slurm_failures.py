@@ -100,24 +100,6 @@ def test_data_that_the_nodes_do_not_have(cluster, cwd, tmp_path):
     assert str(data) in error
 
 
-def test_a_folder_of_submission_that_the_nodes_do_not_have(cluster, tmp_path):
-    """Files of the run can still be written: only the working directory is missing."""
-    cwd, out = slurm_runs.place(tmp_path / "here", slow=0), tmp_path / "out"
-    for node in cluster.nodes:
-        cluster.exec(node, "mount", "-t", "tmpfs", "none", str(cwd))
-        cluster.exec(node, "rmdir", str(cwd), check=False)
-    try:
-        words = ("loss._target_=adabatch.losses.cross_entropy", f"hydra.sweep.dir={out}")
-        ((job, folder),) = slurm_runs.listed(slurm_runs.command(cluster, cwd, *words).stdout)
-        folder = (cwd / folder).resolve()
-        found = cluster.wait_for(job, "FAILED", "COMPLETED", seconds=90)
-    finally:
-        for node in cluster.nodes:
-            cluster.exec(node, "umount", str(cwd), check=False)
-    # An empty folder in its place is still a folder: the run needs nothing from it.
-    assert (found["JobState"], runs.Run(folder).state) in (("COMPLETED", "finished"), ("FAILED", "failed"))
-
-
 def test_python_that_does_not_start_leaves_no_run_that_says_submitted(cluster, cwd):
     job, folder = slurm_runs.submit(cluster, cwd, "hydra.launcher.python=bash start.sh")
     (cwd / "start.sh").write_text(f'case "$*" in *_submit*) exit 3;; *) exec {_python()} "$@";; esac\n')

@@ -18,7 +18,7 @@ import types
 
 import pytest
 
-from adabatch import jobs, owner, places, processes, runs, spawn, sweep
+from adabatch import alike, jobs, owner, places, processes, runs, spawn, sweep
 from adabatch.errors import Diverged, Interrupted, RankLost, UserError
 from adabatch.signals import Stop
 
@@ -204,6 +204,7 @@ class Met:
     def __init__(self, word, said=None):
         self.word, self.store, self.ended = word, self, []
         self.values = {} if said is None else {spawn.END: json.dumps(said)}
+        alike.publish(self, {})
 
     def hear(self):
         return self.word
@@ -249,6 +250,14 @@ def follower(monkeypatch):
 
     yield follow
     log.setLevel(level)
+
+
+def test_a_rank_with_another_configuration_does_not_train(follower, capfd):
+    met = Met("go")
+    alike.publish(met, {"seed": 3})
+    code, error = follower(met, RuntimeError("was called"))
+    assert code == 2 and isinstance(error, UserError)
+    assert met.ended == [(str(error), 2)] and "seed is 'nothing' on rank 2 and 3 on rank 0" in str(error)
 
 
 @pytest.mark.parametrize(

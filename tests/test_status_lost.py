@@ -132,7 +132,7 @@ def test_one_job_that_slurm_has_forgotten(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("how", ["fails", "hangs", "absent", "not asked"])
 def test_without_an_answer_nothing_is_lost(tmp_path, capsys, monkeypatch, how):
     """And a squeue that hangs, its children too, holds nobody up."""
-    monkeypatch.setattr(slurm, "BOUND", 0.5)
+    monkeypatch.setattr(slurm, "BOUND", 3.0)
     child = tmp_path / "child"
     fails = dict(code=1, errors="Unable to contact slurm controller")
     given = {"fails": fails, "hangs": dict(first=f'sleep 60 & echo $! > "{child}"; wait')}.get(how, {})

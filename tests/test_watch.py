@@ -43,7 +43,7 @@ def test_a_rank_whose_leaving_is_read_during_the_look_is_not_lost(judge, monkeyp
 
     def turn() -> None:  # the other thread reads the store: rank 1 has left
         judge._left.add(1)
-        judge._asked = time.monotonic()
+        judge._asked = judge._read = time.monotonic()
 
     assert look(judge, monkeypatch, turn) is None
     assert look(judge, monkeypatch) is None
@@ -51,22 +51,28 @@ def test_a_rank_whose_leaving_is_read_during_the_look_is_not_lost(judge, monkeyp
 
 def test_a_rank_that_left_after_the_store_was_read_is_not_lost(judge, monkeypatch):
     def turn() -> None:  # after the look began, and before rank 1 said that it leaves and ended
-        judge._asked = time.monotonic()
+        judge._asked = judge._read = time.monotonic()
 
     assert look(judge, monkeypatch, turn) is None
     assert look(judge, monkeypatch) is None  # the next look still has only that reading
     judge._left.add(1)
-    judge._asked = time.monotonic()
+    judge._asked = judge._read = time.monotonic()
     assert look(judge, monkeypatch) is None
 
 
 def test_a_rank_that_ended_without_a_word_is_lost_once_the_store_was_read(judge, monkeypatch):
     assert look(judge, monkeypatch) is None
-    judge._asked = time.monotonic()
+    judge._asked = judge._read = time.monotonic()
     found = look(judge, monkeypatch)
     assert found == {"rank": 1, "message": "rank 1 (process 7 on here) is gone: killed, or out of memory?"}
 
 
+def test_a_hold_up_of_ones_own_is_no_reading_of_the_store(judge, monkeypatch):
+    assert look(judge, monkeypatch) is None  # missed
+    judge._forgive(20.0)
+    assert look(judge, monkeypatch) is None
+
+
 def test_a_rank_that_is_there_is_not_lost(judge, monkeypatch):
-    judge._asked = time.monotonic()
+    judge._asked = judge._read = time.monotonic()
     assert look(judge, monkeypatch, alive=True) is None

@@ -21,10 +21,7 @@ def main(folder: str, code: str) -> None:
     number = int(code)
     why = spawn.death(128 - number if number > 128 else number)
     logs = Path(folder) / f"{found.job_id}_*_log.err"
-    waited = submission.ended(
-        job["folder"], "failed", f"the job {why} before the run began: see {logs}", ("submitted",)
-    )
-    if not waited:
+    if not submission.failed_early(job["folder"], f"the job {why} before the run began: see {logs}"):
         submission.ended(job["folder"], "failed", f"a process of the job {why}: see {logs}", ("running",))
 
 

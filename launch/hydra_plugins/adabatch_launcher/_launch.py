@@ -38,6 +38,9 @@ class Job:
     record: dict = field(default_factory=dict)  # "job" of its status.json
     legs: tuple = ()
     leg: dict | None = None  # what the run must know of them
+    anew: bool = False  # the run that is there is set aside
+    known: tuple | None = None  # whose the folder was when it was decided to submit (`submission.seen`)
+    noted: dict = field(default_factory=dict)  # what else "job" of its status.json shall say
     chain: list = field(default_factory=list)  # its jobs as submitted: {"id", "logs", "processes"}
 
     @property
@@ -63,13 +66,13 @@ def launch(launcher, job_overrides, first: int) -> list[JobReturn]:
             "out: "
             "hardware.nodes and hardware.processes say what each job gets"
         )
+    named = _named(launcher.config)
     cluster = _clusters.CLUSTERS[launcher.cluster]()
     jobs = [composed(launcher, list(line), first + number) for number, line in enumerate(job_overrides)]
     if len(set(folders := [str(job.folder) for job in jobs])) < len(jobs):
         twice = next(f for f in folders if folders.count(f) > 1)
         raise UserError(f"two jobs of this multirun are the same run: {twice}. Leave one out")
     groups = shapes([job for job in jobs if needed(job)], cluster)
-    named = _named(launcher.config)
     try:
         for group in groups:
             _legs.submit(cluster, group, named)
@@ -108,12 +111,17 @@ def composed(launcher, overrides: list, number: int) -> Job:
     options.pop("_target_")
     shape = _clusters.CLUSTERS[launcher.cluster].shape(good.config, options)
     one = Job(config.typed_lines(tree.hydra), good.config, good.notes, folder, shape)
-    one.legs, one.leg = _legs.planned(good.config, shape) if shape.get("tasks") else ((), None)
+    one.anew = claim.anew(good.config, folder)
+    if shape.get("tasks"):
+        one.legs, one.leg = _legs.planned(good.config, shape, None if one.anew else folder)
+    if one.leg and one.leg["closed"]:
+        one.noted = {"processes": one.legs[0]}  # should it not come to its end
     return one
 
 
 def needed(job: Job) -> bool:
-    """Whether the job must be submitted; with restart=true its earlier run has been set aside."""
+    """Whether the job must be submitted, as far as can be said before its folder is taken for it."""
+    job.known = submission.seen(job.folder)
     job.summary = claim.done(job.config, job.folder)
     if job.summary is not None:
         job.why = "finished already (restart=true runs it again)"
@@ -123,7 +131,7 @@ def needed(job: Job) -> bool:
         job.record = (submission.status_of(job.folder / "status.json").get("job")) or {}
         job.job = job.record.get("id")
         return False
-    claim.prepare(job.config, job.folder)
+    job.anew = claim.replaces(job.config, job.folder)
     return True
 
 
@@ -138,15 +146,20 @@ def shapes(jobs: list[Job], cluster) -> list[list[Job]]:
 def _named(tree) -> tuple:
     """Hydra's own overrides that belong to the command that goes on: where the folders are."""
     lines = OmegaConf.to_container(tree.hydra.overrides.hydra, resolve=False)
-    return tuple(
-        line for line in lines if line.startswith(("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher"))
-    )
+    for line in lines:
+        if line.lstrip("+").startswith("hydra.run.dir"):
+            raise UserError(
+                f"hydra.run.dir is for a run in the foreground, got {line}. One that is submitted is in the "
+                "folder hydra.sweep.dir/hydra.sweep.subdir: take hydra.sweep.dir=FOLDER for all runs, and "
+                "hydra.sweep.subdir=NAME to name the one"
+            )
+    return tuple(line for line in lines if line.lstrip("+").startswith(("hydra.sweep.", "hydra.launcher")))
 
 
 def _told(jobs: list[Job], groups: list[list[Job]], cluster, prefix: str = "") -> None:
     """What was done, for the terminal."""
     shown = [job for group in groups for job in group if job.job]
-    lines = [f"{prefix}{cluster.told(group)}" for group in groups if group[0].job]
+    lines = [f"{prefix}{cluster.told(group)}" for group in groups if group and group[0].job]
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
 
     def line(job: Job) -> str:

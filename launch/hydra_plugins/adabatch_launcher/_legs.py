@@ -7,7 +7,8 @@ in advance submits the next job itself when it comes to a batch that a larger nu
 import logging
 from pathlib import Path
 
-from hydra_plugins.adabatch_launcher import _clusters
+from hydra_plugins.adabatch_launcher import _clusters, _options
+from hydra_plugins.adabatch_launcher._shell import undisturbed
 
 from adabatch import legs, places, plan, slurm, submission, submitted
 from adabatch.errors import UserError
@@ -17,22 +18,30 @@ from adabatch.planning.job import samples_of
 log = logging.getLogger("adabatch")
 
 
-def planned(config: dict, shape: dict) -> tuple[tuple, dict | None]:
-    """(numbers of processes, what the run must know of them); ((), None) where it keeps its number."""
+def planned(config: dict, shape: dict, folder: Path | None = None) -> tuple[tuple, dict | None]:
+    """(numbers of processes, what the run must know of them); ((), None) where it keeps its number. folder:
+    of a run that goes on; a closed loop begins with as many as it had come to."""
     by = legs.rule(config["hardware"], config["schedule"], shape["nodes"] * shape["tasks"], shape["tasks"])
     if by is None:
         return (), None
     schedule = plan.schedule(config, samples_of(config["dataset"]))
-    found = legs.legs(schedule, by)
-    return tuple(leg.processes for leg in found), by.plain(legs.is_closed(schedule))
+    found, closed = tuple(leg.processes for leg in legs.legs(schedule, by)), legs.is_closed(schedule)
+    if closed and folder is not None:
+        reached = (status_of(folder / "status.json").get("job") or {}).get("processes")
+        if isinstance(reached, int) and reached > found[0]:
+            found = (by.processes(reached * by.samples),)
+    return found, by.plain(closed)
 
 
-def sized(shape: dict, processes: int, chained: dict) -> dict:
-    """The shape of a leg: part of one node, or whole nodes. chained: options of sbatch."""
+def sized(shape: dict, processes: int, chained: dict, first: bool = False) -> dict:
+    """The shape of a leg: part of one node, or whole nodes. chained: options of sbatch. first: the user's
+    own dependency and hold are for this leg."""
     tasks = min(processes, shape["tasks"])
     gpus = shape["gpus_per_node"]
     gpus = gpus and -(-gpus * tasks // shape["tasks"])
-    return {**shape, "nodes": processes // tasks, "tasks": tasks, "gpus_per_node": gpus, "chained": chained}
+    own = shape["additional"] if first else _options.later(shape["additional"])
+    return {**shape, "nodes": processes // tasks, "tasks": tasks, "gpus_per_node": gpus, "chained": chained,
+            "additional": own}  # fmt: skip
 
 
 def submit(cluster, group: list, named) -> None:
@@ -42,17 +51,21 @@ def submit(cluster, group: list, named) -> None:
         cluster.submit(group, named)
         return
     first, *later = group[0].legs
-    with _clusters._undisturbed():
-        numbers = [_number(cluster.submit(group, named, sized(group[0].shape, first, {"hold": True})))]
+    shape = group[0].shape
+    with undisturbed():
+        ids = cluster.submit(group, named, sized(shape, first, {"hold": True}, first=True))
+        if not group:
+            return
+        numbers = [_number(ids)]
         try:
             for processes in later:
                 before = f"{'aftercorr' if len(group) > 1 else 'afterok'}:{numbers[-1]}"
                 options = {"dependency": before, "kill-on-invalid-dep": "yes"}
-                shape = sized(group[0].shape, processes, options)
-                numbers.append(_number(cluster.submit(group, named, shape, announce=False)))
+                ids = cluster.submit(group, named, sized(shape, processes, options), announce=False)
+                numbers.append(_number(ids))
             for one in group:  # before the first may run, which must know whom it hands over to
                 submission.chained(one.folder, one.chain)
-            if why := slurm.release(numbers[0]):
+            if not _options.held(shape["additional"]) and (why := slurm.release(numbers[0])):
                 raise UserError(f"SLURM does not let the chain of jobs begin ({why})")
         except Exception as error:
             slurm.cancel(numbers)
@@ -70,26 +83,32 @@ def run(job: dict) -> dict | None:
     """`submitted.run`; then the next job, where nobody has submitted it."""
     summary = submitted.run(job)
     if summary is None and places.detect().rank == 0:
+        known = submission.seen(job["folder"])
         waiting = status_of(Path(job["folder"]) / "status.json")
         record = waiting.get("job") or {}
         if waiting.get("state") == "submitted" and record.get("id") is None and record.get("processes"):
-            _grow(job, record["processes"])
+            _grow(job, record["processes"], known)
     return summary
 
 
-def _grow(job: dict, processes: int) -> None:
+def _grow(job: dict, processes: int, known: tuple) -> None:
     """From inside a job: the next one. Where the node may not submit, the run is left as interrupted."""
     from hydra_plugins.adabatch_launcher._launch import Job
 
+    folder = Path(job["folder"])
     one = Job(
-        job["overrides"], job["config"], job["notes"], Path(job["folder"]), job["shape"], leg=job["leg"]
+        job["overrides"], job["config"], job["notes"], folder, job["shape"], leg=job["leg"], known=known
     )
+    one.noted = {"processes": processes}
     try:
         _clusters.Slurm().submit([one], job["named"], sized(job["shape"], processes, {}))
     except Exception as error:
         words = f"its batch suits {processes} processes, and this node cannot submit that job ({error})"
-        submission.refused(Path(job["folder"]), f"{words}: repeat the command")
+        submission.refused(folder, f"{words}: repeat the command")
         raise
+    if one.why:
+        log.info(one.why)
+        return
     log.info(f"submitted as job {one.chain[0]['id']}: {processes} processes from here")
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 
-from adabatch import runs, submission
+from adabatch import owner, runs, slurm, submission
 
 POLL, ASK = 2.0, 5.0  # seconds between two looks at the folders, and two questions to SLURM
 ENDS = {
@@ -24,20 +24,20 @@ def wait(jobs: list) -> list[dict]:
     while len(records) < len(jobs):
         ask = time.monotonic() - asked >= ASK
         asked = time.monotonic() if ask else asked
-        for number, job in enumerate(jobs):
-            if number in records:
-                continue
-            status = _status(job)
+        known = {n: _status(job) for n, job in enumerate(jobs) if n not in records}
+        alive = _living([_job(jobs[n], status) for n, status in known.items()]) if ask else {}
+        for number, status in known.items():
+            job = jobs[number]
             state = status.get("state")
             if said.get(number) != state:
                 said[number] = state
                 log.info(f"job {job.job or number}: {state}")
-            if state in ENDS and (job.summary or (ask and not _alive(job, status))):
+            if state in ENDS and (job.summary or (ask and not alive.get(_job(job, status).get("id")))):
                 records[number] = _record(job, state, status.get("error"), ENDS[state])
-            elif ask and state not in ENDS and _left(job, status):
+            elif ask and state not in ENDS and _left(job, status, alive):
                 gone[number] = gone.get(number, 0) + 1
                 if gone[number] > 1:  # the first time its last word may have been on its way
-                    records[number] = _lost(job, state)
+                    records[number] = _lost(job, status)
             elif ask:
                 gone[number] = 0
         if len(records) < len(jobs):
@@ -51,23 +51,36 @@ def _status(job) -> dict:
     return submission.status_of(job.folder / "status.json")
 
 
-def _alive(job, status: dict) -> bool | None:
-    """Whether the job still has something to do: also a run that has ended may, its report for one."""
-    record = status.get("job") or job.record
-    return submission.alive(record) if record.get("id") else None
+def _job(job, status: dict) -> dict:
+    return status.get("job") or job.record or {}
 
 
-def _left(job, status: dict) -> bool:
-    return _alive(job, status) is False
+def _living(found: list[dict]) -> dict[str, bool | None]:
+    """Of each job's id whether it still has something to do: also a run that has ended may, its report for
+    one. SLURM is asked once for all."""
+    asked = [record["id"] for record in found if record.get("id") and record.get("cluster") != "local"]
+    own = {r["id"]: submission.alive(r) for r in found if r.get("id") and r.get("cluster") == "local"}
+    return ((slurm.alive(asked) or {}) if asked else {}) | own
 
 
-def _lost(job, state: str) -> dict:
-    """A job that is gone and has not said how."""
+def _left(job, status: dict, alive: dict) -> bool:
+    """Whether nobody will go on with a run that has not ended."""
+    record, state = _job(job, status), status.get("state")
+    if record.get("id"):
+        return alive.get(record["id"]) is False
     if state == "submitted":
-        words = f"job {job.job} was cancelled before it began"
+        return time.time() - (record.get("submitted") or 0) >= submission.FRESH
+    return state != "running" or owner.in_use(job.folder) is None
+
+
+def _lost(job, status: dict) -> dict:
+    """A job that is gone and has not said how."""
+    state, number = status.get("state"), _job(job, status).get("id")
+    if state == "submitted":
+        words = f"job {number} was cancelled before it began" if number else "its job was never submitted"
     else:
-        words = f"job {job.job} has left the queue while the run was {state}"
-    submission.gone(job.folder, job.job, words)
+        words = f"{f'job {number}' if number else 'its process'} has ended while the run was {state}"
+    submission.gone(job.folder, number, words)
     return _record(job, "interrupted", words, 130)
 
 

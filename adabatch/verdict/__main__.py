@@ -1,0 +1,3 @@
+from adabatch.verdict.command import main
+
+main()

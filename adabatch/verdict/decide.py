@@ -1,0 +1,205 @@
+"""The decision procedure: arms and a plan in, a verdict out. Pure.
+
+What it promises was simulated (tests/test_statistics_simulated.py): at looks of 5, 10 and 20 runs a false
+"adaptive" or "fixed" in at most 5 % of sweeps, also where arms differ in spread.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from adabatch import statistics
+from adabatch.verdict import pairs, power, words
+from adabatch.verdict.arms import Arm, Comparison, Plan, Verdict
+
+NEAR = 0.2  # numbers of updates that differ by less are about equal
+SMALL = 5000  # samples of an evaluation set, below which a verdict is one for this set
+
+
+def decide(arms: list[Arm], plan: Plan, pending: int = 0) -> Verdict:
+    """The verdict, also for a sweep in progress. pending: runs of which nothing is known yet."""
+    kept, notes = distinct(arms)
+    inside, left = feasible(kept)
+    made = comparisons(inside, plan)
+    base = Verdict("interim", "", tuple(kept), tuple(made), notes=tuple(notes + left))
+    if why := unready(arms, inside, plan, pending):
+        return replace(base, sentence=f"interim, no verdict: {why}")
+    base = replace(base, notes=(*base.notes, *remarks(made, plan), *unmatched(inside, plan)))
+    won = winners(inside, made)
+    kinds = {arm.adaptive for arm in inside if arm.name in won}
+    if len(kinds) != 1:
+        return undecided(base, inside, plan, both=len(kinds) == 2)
+    order = ranks(inside, made)
+    winner = min((arm for arm in inside if arm.name in won), key=lambda arm: order[arm.name])
+    rival = fastest_rival(winner.name, made, order)
+    sentence = words.won(winner, rival, inside, plan) + words.qualifications(plan, SMALL)
+    return replace(
+        base, decision="adaptive" if winner.adaptive else "fixed", sentence=sentence, winner=winner.name
+    )
+
+
+def distinct(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
+    """Arms that are not the same runs as an earlier one (equal weights at every common seed), and notes."""
+    kept, notes = [], []
+    for arm in arms:
+        same = next((other for other in kept if same_runs(arm, other)), None)
+        if same is None:
+            kept.append(arm)
+        else:
+            notes.append(f"{arm.name} and {same.name} are the same runs (equal weights): one arm")
+            if len(arm.counted) > len(same.counted):
+                kept[kept.index(same)] = arm
+    return kept, notes
+
+
+def same_runs(a: Arm, b: Arm) -> bool:
+    common = a.counted.keys() & b.counted.keys()
+    hashes = [(a.counted[seed].weights, b.counted[seed].weights) for seed in common]
+    return bool(hashes) and all(x is not None and x == y for x, y in hashes)
+
+
+def feasible(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
+    """Arms that take part, and notes that name the others."""
+    notes = [
+        f"{arm.name} ran out of memory here: infeasible, left out"
+        if arm.infeasible
+        else f"{arm.name} is left out: {arm.outside}"
+        for arm in arms
+        if arm.infeasible or arm.outside
+    ]
+    return [arm for arm in arms if not arm.infeasible and not arm.outside], notes
+
+
+def comparisons(arms: list[Arm], plan: Plan) -> list[Comparison]:
+    """Every arm against every arm of the other class."""
+    sizes = {kind: sum(arm.adaptive is kind for arm in arms) for kind in (True, False)}
+    ordered = sorted(arms, key=lambda arm: not arm.adaptive)
+    return [
+        pairs.compare(w, j, plan, sizes[w.adaptive])
+        for w in ordered
+        for j in arms
+        if w.adaptive != j.adaptive
+    ]
+
+
+def unready(arms: list[Arm], inside: list[Arm], plan: Plan, pending: int) -> str | None:
+    """Why there can be no verdict yet; None where there can."""
+    unread = f"{pending} run{'s have not begun or' if pending > 1 else ' has not begun or it'} cannot be read"
+    if pending and not arms:
+        return unread
+    for kind, name in ((True, "adaptive"), (False, "fixed")):
+        if not any(arm.adaptive is kind for arm in inside):
+            there = any(arm.adaptive is kind for arm in arms)
+            return f"{'every' if there else 'no'} {name} arm" + (" is left out" if there else " was run")
+    if plan.arms is not None and len(arms) < plan.arms:
+        return f"{len(arms)} of the {plan.arms} declared arms have begun"
+    if pending:
+        return unread
+    if waiting := [(arm, run) for arm in inside for run in arm.runs if not run.over]:
+        every = sum(len(arm.runs) for arm in inside)
+        return f"{len(waiting)} of {every} runs not finished ({words.unfinished(waiting)})"
+    seeds = sorted({run.seed for arm in inside for run in arm.runs})
+    for arm in inside:
+        if lacking := [seed for seed in seeds if seed not in {run.seed for run in arm.runs}]:
+            shown = ", ".join(map(str, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+            return f"{arm.name} lacks seed {shown}, which other arms have"
+    n = len(seeds)
+    if n in plan.looks:
+        return None
+    later = [look for look in plan.looks if look > n]
+    listed = words.listed(plan.looks)
+    if not later:
+        return f"n = {n} lies beyond the last look ({listed})"
+    return f"n = {n}, the {'first' if n < plan.looks[0] else 'next'} look is at {later[0]} runs of each arm"
+
+
+def winners(arms: list[Arm], made: list[Comparison]) -> set[str]:
+    """Names of the arms that beat every arm of the other class."""
+    place = {arm.name: i for i, arm in enumerate(arms)}
+    beats = {(place[c.candidate], place[c.rival]): np.bool_(c.beats) for c in made}
+    won = statistics.winners(beats, [arm.adaptive for arm in arms])
+    return {arms[i].name for i, wins in won.items() if wins}
+
+
+def ranks(arms: list[Arm], made: list[Comparison]) -> dict[str, float]:
+    """{arm: its mean log time over the seeds that all share}; where times cannot be compared its mean error.
+    Arms of which nothing finished come last."""
+    errors = {arm.name: float(np.mean(arm.errors)) if arm.errors else math.inf for arm in arms}
+    whole = [arm for arm in arms if arm.counted and not arm.diverged]
+    common = set.intersection(*(set(arm.counted) for arm in whole)) if whole else set()
+    if not common or any(c.no_time for c in made):
+        return errors
+    times = {arm.name: np.mean([math.log(arm.counted[s].seconds) for s in common]) for arm in whole}
+    return {arm.name: float(times.get(arm.name, math.inf)) for arm in arms}
+
+
+def fastest_rival(w: str, made: list[Comparison], order: dict[str, float]) -> Comparison | None:
+    """The comparison with the fastest rival that the winner is not worse than; None where all diverged."""
+    against = [c for c in made if c.candidate == w and c.clauses is not None and c.clauses.not_worse]
+    return min(against, key=lambda c: order[c.rival], default=None)
+
+
+def undecided(base: Verdict, arms: list[Arm], plan: Plan, both: bool) -> Verdict:
+    """What failed, and how many seeds would decide."""
+    made = list(base.comparisons)
+    n = len(arms[0].runs)
+    failed = words.failed(leading(arms, made), made, plan) if not both else "each class beats the other"
+    count, last, errors = power.seeds(arms, made, plan, n)
+    no_time = next((c.no_time for c in made if c.no_time), None)
+    tail = words.qualifications(plan, SMALL)
+    if count:
+        again = "" if any(look > n for look in plan.looks) else " in a new comparison"
+        found = f"undecided: {failed}; {count} seeds{again} would decide with 80 % power{tail}"
+        return replace(base, decision="undecided", sentence=found, seeds=count)
+    flaky = next((c.why for c in made if c.why and not c.beats), None)
+    if no_time or flaky:
+        return replace(base, decision="undecided", sentence=f"undecided: {failed}{tail}")
+    remedy = "enlarge the evaluation set" if errors else "the arms lie too near the margins to be told apart"
+    found = f"not resolvable with {last} seeds: {remedy} ({failed}){tail}"
+    return replace(base, decision="not resolvable", sentence=found)
+
+
+def leading(arms: list[Arm], made: list[Comparison]) -> list[Arm]:
+    """Of each class the candidate that comes nearest to winning: by rivals beaten, then by rivals that it is
+    not worse than, then by what is in doubt, its error or its speed."""
+    order = ranks(arms, made)
+
+    def nearness(arm: Arm) -> tuple:
+        own = [c for c in made if c.candidate == arm.name]
+        known = [c.clauses for c in own if c.clauses is not None]
+        accurate = sum(bool(k.not_worse) for k in known)
+        doubt = order[arm.name] if accurate == len(known) else max(float(k.limit) for k in known)
+        return -sum(c.beats for c in own), -accurate, doubt
+
+    found = []
+    for kind in (True, False):
+        own = [arm for arm in arms if arm.adaptive is kind]
+        found.append(min([arm for arm in own if not arm.diverged] or own, key=nearness))
+    return found
+
+
+def unmatched(arms: list[Arm], plan: Plan) -> list[str]:
+    """Adaptive arms without their decisive rival: a fixed batch of about as many updates."""
+    updates = {arm.name: [run.updates for run in arm.counted.values() if run.updates] for arm in arms}
+    found = []
+    for w in (arm for arm in arms if arm.adaptive and updates[arm.name] and plan.samples):
+        own = float(np.mean(updates[w.name]))
+        others = [float(np.mean(updates[j.name])) for j in arms if not j.adaptive and updates[j.name]]
+        if not any(abs(other / own - 1) <= NEAR for other in others):
+            batch = max(1, round(plan.samples / own))
+            found.append(f"no fixed arm has about as many updates as {w.name} ({own:,.0f}: batch {batch:,})")
+    return found
+
+
+def remarks(made: list[Comparison], plan: Plan) -> list[str]:
+    """What is said beside the verdict."""
+    found = list(dict.fromkeys(c.no_time for c in made if c.no_time))
+    margin = words.points(plan.delta)
+    for c in made:
+        if c.equal is not None and c.equal < 0.05 and c.candidate < c.rival:
+            found.append(
+                f"{c.candidate} and {c.rival}: errors equal within {margin} "
+                f"(TOST, {words.p_value(c.equal)}; 90 % interval {words.interval(c.difference, 0.9)} pp)"
+            )
+    return found

@@ -1,0 +1,184 @@
+"""Which runs belong to one comparison, and to which arm. From the run folders' files alone."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adabatch import files
+from adabatch.errors import UserError
+from adabatch.report.facts import text
+from adabatch.status.folders import find
+from adabatch.verdict import plan as plans
+from adabatch.verdict.arms import Arm, Plan, Run
+from adabatch.verdict.readings import Reading, read
+
+MOST = 5000  # runs of one comparison
+
+
+@dataclass(frozen=True)
+class Found:
+    """A comparison as its folders show it. pending: runs that are there and tell nothing yet."""
+
+    folder: Path  # that they have in common
+    arms: list[Arm]
+    plan: Plan
+    pending: int
+    runs: int
+    notes: list[str]
+    readings: list[Reading]
+    validation: int  # samples held out
+
+
+def look(named: list[str], given: dict) -> Found:
+    """The comparison of the runs in these folders. given: margins that the command line sets.
+
+    UserError: no run, runs that differ in more than schedule and seed, or a compare.yaml that is wrong.
+    """
+    found = find(named)
+    if len(found.runs) > MOST:
+        raise UserError(f"{len(found.runs):,} runs: name folders of one comparison (at most {MOST:,} runs)")
+    folder = common([Path(name) for name in named])
+    plan = plans.overridden(plans.declared(folder), given)
+    read_in = [read(path, plan.split) for path in sorted(found.runs)]
+    readings = [reading for reading in read_in if isinstance(reading, Reading)]
+    others = [reading for reading in read_in if isinstance(reading, str)]
+    alike(readings)
+    notes = others + [note for reading in readings for note in reading.notes]
+    if found.aside:
+        notes.append(f"{found.aside} put aside by restart=true (*.old1, ...) left out")
+    validation = 0
+    if readings:
+        first = readings[0]
+        validation = first.validation
+        plan = replace(plan, evaluated=first.evaluated, chosen=first.validation > 0)
+    arms, more, samples = arms_of(readings, plan)
+    plan = replace(plan, samples=samples)
+    pending = sum(not note.endswith("no run") for note in others)
+    return Found(folder, arms, plan, pending, len(found.runs), notes + more, readings, validation)
+
+
+def common(paths: list[Path]) -> Path:
+    """The folder that holds all that was named; that itself where it is one."""
+    whole = [path.resolve() for path in paths]
+    parts = list(zip(*(path.parts for path in whole)))
+    same = [names[0] for names in parts if len(set(names)) == 1]
+    depth = next((i for i, names in enumerate(parts) if len(set(names)) > 1), len(same))
+    return Path(*whole[0].parts[:depth])
+
+
+def alike(readings: list[Reading]) -> None:
+    """UserError: runs that differ in more than schedule, seed and hardware."""
+    if not readings:
+        return
+    keys = sorted({key for reading in readings for key in reading.same})
+    for key in keys:
+        values = {}
+        for reading in readings:
+            values.setdefault(reading.same.get(key, "absent"), reading.run.folder)
+        if len(values) > 1:
+            (one, here), (other, there) = list(values.items())[:2]
+            raise UserError(
+                f"these runs differ in {key}: {text(one, 60)} in {here}, {text(other, 60)} in {there}. A "
+                "comparison varies schedule and seed only: name the folders of one"
+            )
+
+
+def arms_of(readings: list[Reading], plan: Plan) -> tuple[list[Arm], list[str], int | None]:
+    """The runs by schedule, fixed arms first, each by its largest batch; notes; the samples of each run."""
+    groups: dict[str, list[Reading]] = {}
+    for reading in readings:
+        groups.setdefault(reading.digest, []).append(reading)
+    listed = sorted(
+        groups.values(),
+        key=lambda group: (adaptive(group), *reversed(sizes(group)), group[0].option, group[0].digest),
+    )
+    budget, notes, arms = budget_of(listed, plan), [], []
+    for name, group in zip(names(listed), listed):
+        chosen, twice = once(group)
+        if twice:
+            notes.append(f"{name}: left out as a seed that another run has: {twice}")
+        made = [timed(reading, plan) for reading in chosen]
+        arms.append(Arm(name, adaptive(group), tuple(made), outside(group, budget)))
+    return arms, notes, budget
+
+
+def adaptive(group: list[Reading]) -> bool:
+    """Whether the batch changed in any of the runs that tell; else whether the schedule may change it."""
+    told = [reading for reading in group if reading.batches]
+    return any(reading.adaptive for reading in told or group)
+
+
+def sizes(group: list[Reading]) -> tuple[int, int]:
+    """The smallest and the largest batch; (0, 0) before the first."""
+    found = [n for reading in group for n in reading.batches]
+    return (min(found), max(found)) if found else (0, 0)
+
+
+def names(groups: list[list[Reading]]) -> list[str]:
+    """ "fixed 512", "adabatch 32-512"; where two are alike, with the keys in which they differ."""
+    short = []
+    for group in groups:
+        low, high = sizes(group)
+        batches = f" {low}" if low == high else f" {low}-{high}"
+        short.append(group[0].option + (batches if high else ""))
+    found = []
+    for name, group in zip(short, groups):
+        alike = [other for other, n in zip(groups, short) if n == name]
+        found.append(name if len(alike) == 1 else ", ".join([name, *difference(group, alike)]))
+    many = Counter(found)
+    return [n if many[n] == 1 else f"{n} ({g[0].digest[:6]})" for n, g in zip(found, groups)]
+
+
+def difference(group: list[Reading], alike: list[list[Reading]]) -> list[str]:
+    """What tells a schedule from others of its name: "base_lr=0.1", up to two of the keys that it has."""
+    nodes = [other[0].schedule for other in alike]
+    keys = sorted({key for node in nodes for key in node})
+    own = group[0].schedule
+    differing = [key for key in keys if len({node.get(key) for node in nodes}) > 1]
+    shown = [key for key in differing if own.get(key) not in (None, "null")]
+    return [f"{key.rpartition('.')[2]}={text(own[key], 20)}" for key in shown[:2]]
+
+
+def once(group: list[Reading]) -> tuple[list[Reading], int]:
+    """One run a seed, in order of seeds: one that finished, if there is any; and how many were left out."""
+    by_seed: dict[int, Reading] = {}
+    for reading in group:
+        held = by_seed.get(reading.run.seed)
+        if held is None or (reading.run.counted and not held.run.counted):
+            by_seed[reading.run.seed] = reading
+    return [by_seed[seed] for seed in sorted(by_seed)], len(group) - len(by_seed)
+
+
+def budget_of(groups: list[list[Reading]], plan: Plan) -> int | None:
+    """The samples that count: declared, else those of most finished runs."""
+    if plan.samples is not None:
+        return plan.samples
+    found = Counter(r.samples for group in groups for r in group if r.run.counted and r.samples)
+    return max(found, key=lambda n: (found[n], -n), default=None)
+
+
+def outside(group: list[Reading], budget: int | None) -> str | None:
+    """Why an arm is in no comparison at equal samples."""
+    wrong = next((r.samples for r in group if r.run.counted and r.samples != budget), budget)
+    if wrong == budget:
+        return None
+    return f"it trained {wrong or 0:,} samples where the comparison has {budget or 0:,}"
+
+
+def timed(reading: Reading, plan: Plan) -> Run:
+    """The run with its time to the target; infinite where it ended without reaching it."""
+    if plan.target is None or not reading.run.over:
+        return reading.run
+    reached = [seconds for _, seconds, error in reading.evaluations if error <= plan.target]
+    return replace(reading.run, target=reached[0] if reached else float("inf"))
+
+
+def write(folder: Path, value: dict) -> str | None:
+    """Writes report.json into the folder; else why it was not."""
+    if len(folder.parts) < 3:  # what far apart folders have in common is nobody's place
+        return f"report.json was not written into {text(folder)}: say where with --out"
+    try:
+        files.write_json(folder / "report.json", value)
+    except OSError as error:
+        return f"{text(folder / 'report.json')} was not written ({error.strerror}): say where with --out"
+    return None

@@ -1,0 +1,99 @@
+"""Margins and looks: declared in compare.yaml before the first run, or assumed, or given with the command."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from adabatch.errors import UserError
+from adabatch.files import read_yaml
+from adabatch.report.facts import number, text
+from adabatch.verdict.arms import Plan
+
+FILE = "compare.yaml"
+UNDECLARED = "looks were not declared beforehand"
+METRIC = "final_error"
+
+
+def digest(content: dict) -> str:
+    """SHA-256 over what compare.yaml declares: its keys but `sha256` and `format`, as sorted JSON."""
+    kept = {k: v for k, v in content.items() if k not in ("sha256", "format")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def declared(folder: Path) -> Plan:
+    """The plan of a folder: `{delta, r0, alpha, looks, metric, split, samples, arms, tuned, target, sha256}`.
+
+    delta is in percentage points, target an error rate, arms a list. Without the file the defaults, and a
+    remark that says so. UserError names what is wrong.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return Plan(remark=UNDECLARED)
+    content = read_yaml(path)
+    try:
+        same = content.get("sha256") == digest(content)
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    try:
+        plan = checked(content)
+    except UserError as error:
+        raise UserError(f"{text(path)}: {error}") from None
+    return plan if same else replace(plan, remark=f"{FILE} is not as it was hashed, so {UNDECLARED}")
+
+
+def checked(content: dict) -> Plan:
+    """The plan of plain values; what is absent is as in `Plan`."""
+    plan, arms = Plan(), content.get("arms")
+    if (metric := content.get("metric", METRIC)) != METRIC:
+        raise UserError(f"metric is {METRIC}, got {text(metric, 60)}: no other is compared")
+    if (split := content.get("split", plan.split)) not in ("test", "validation"):
+        raise UserError(f"split is test or validation, got {text(split, 60)}")
+    if arms is not None and (not isinstance(arms, (list, dict)) or not arms):
+        raise UserError(f"arms is a list of the arms, got {text(arms, 60)}")
+    return Plan(
+        delta=bounded(content, "delta", 1.0, 0.001, 50) / 100,
+        r0=bounded(content, "r0", plan.r0, 1.0, 10),
+        alpha=bounded(content, "alpha", plan.alpha, 0.0001, 0.2),
+        looks=looks_of(content.get("looks", plan.looks)),
+        split=split,
+        tuned=content.get("tuned") is True,
+        arms=len(arms) if arms else None,
+        samples=None if content.get("samples") is None else int(bounded(content, "samples", 0, 1, 1e15)),
+        target=None if content.get("target") is None else bounded(content, "target", 0, 0, 1),
+    )
+
+
+def bounded(content: dict, name: str, otherwise: float, low: float, high: float) -> float:
+    value = content.get(name, otherwise)
+    found = number(value)
+    if found is None or not low <= found <= high:
+        raise UserError(f"{name} is a number from {low:g} to {high:g}, got {text(value, 60)}")
+    return found
+
+
+def looks_of(value) -> tuple[int, ...]:
+    """Numbers of runs of each arm, ascending: [5, 10, 20], 5 or "5,10,20"."""
+    given = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
+    rule = f"looks are ascending numbers of runs from 2 to 1000, e.g. 5,10,20, got {text(value, 60)}"
+    if not isinstance(given, (list, tuple)) or not 1 <= len(given) <= 20:
+        raise UserError(rule)
+    try:
+        found = tuple(int(str(n)) for n in given)
+    except ValueError:
+        raise UserError(rule) from None
+    if list(found) != sorted(set(found)) or found[0] < 2 or found[-1] > 1000:
+        raise UserError(rule)
+    return found
+
+
+def overridden(plan: Plan, given: dict) -> Plan:
+    """The plan with what the command line says; a change of what was declared is remarked on."""
+    asked = {k: v for k, v in given.items() if v is not None}
+    changes = {k: v for k, v in asked.items() if v != getattr(plan, k)}
+    if not changes:
+        return plan
+    remark = plan.remark
+    if remark is None and changes.keys() - {"target"}:
+        remark = f"{' and '.join(sorted(changes))} not as declared in {FILE}"
+    return replace(plan, **changes, remark=remark)

@@ -1,0 +1,211 @@
+"""The two tables of a comparison as columns of text, and how they are cut to a width."""
+
+import math
+import textwrap
+from dataclasses import dataclass, replace
+from statistics import fmean, median
+
+from adabatch import statistics
+from adabatch.verdict import words
+from adabatch.verdict.arms import Arm, Comparison, Plan, Verdict
+
+NOTHING = "-"
+NARROW = 100  # columns of a window, below which space is saved
+
+
+@dataclass(frozen=True)
+class Column:
+    """rank: columns of the lowest rank are the first to go where the window is narrow."""
+
+    heading: str
+    cells: list[str]
+    rank: int
+    right: bool = True
+
+    @property
+    def width(self) -> int:
+        return max(map(len, [self.heading, *self.cells]))
+
+
+def percent(values: list[float], evaluated: int | None = None) -> str:
+    """ "4.61 % [3.62, 5.60]": the mean with its 95 % t interval."""
+    if not values:
+        return NOTHING
+    shown = f"{100 * fmean(values):.2f} %"
+    if len(values) < 2:
+        return shown
+    low, high = (100 * float(x) for x in statistics.mean(values).interval(0.95))
+    return f"{shown} [{low:.2f}, {high:.2f}]"
+
+
+def figure(values: list) -> str:
+    """The mean in four digits."""
+    known = [v for v in values if v is not None]
+    return compact(fmean(known)) if known else NOTHING
+
+
+def compact(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def runs_of(arm: Arm) -> str:
+    """ "5", "4 of 5": runs that count of those there are."""
+    n = len(arm.counted)
+    return str(n) if n == len(arm.runs) else f"{n} of {len(arm.runs)}"
+
+
+def remark(arm: Arm, winner: str | None) -> str:
+    """What became of the arm, in a word."""
+    if arm.infeasible:
+        return "out of memory"
+    if arm.outside:
+        return "other budget"
+    if arm.diverged:
+        return f"{arm.diverged} diverged"
+    if any(not run.over for run in arm.runs):
+        return "unfinished"
+    return "wins" if arm.name == winner else ""
+
+
+def reached(arm: Arm) -> tuple[str, str]:
+    """The fraction of runs that reached the target with its exact interval, and the median time to it."""
+    times = [run.target for run in arm.runs if run.target is not None]
+    if not times or arm.infeasible:
+        return NOTHING, NOTHING
+    hits = sum(math.isfinite(t) for t in times)
+    low, high = statistics.fraction_interval(hits, len(times))
+    middle = median(times)
+    shown = f"{compact(middle)} s" if math.isfinite(middle) else "missed"
+    return f"{hits}/{len(times)} [{low:.2f}, {high:.2f}]", shown
+
+
+def arms(verdict: Verdict, plan: Plan) -> list[Column]:
+    """A row for each arm."""
+    each = list(verdict.arms)
+    runs = [list(arm.counted.values()) for arm in each]
+    hours = [[r.device_seconds / 3600 for r in found if r.device_seconds] for found in runs]
+    columns = [
+        Column("arm", [arm.name for arm in each], 99, right=False),
+        Column("n", [runs_of(arm) for arm in each], 98),
+        Column("final error [95 %]", [percent(arm.errors) for arm in each], 97),
+        Column("best error [95 %]", [percent(_known(r.best for r in found)) for found in runs], 60),
+        Column("validation [95 %]", [percent(_known(r.validation for r in found)) for found in runs], 65),
+        Column("updates", [figure([r.updates for r in found]) for found in runs], 80),
+        Column("seconds", [figure([r.seconds for r in found]) for found in runs], 96),
+        Column("samples/s", [figure([r.speed for r in found]) for found in runs], 70),
+        Column("device-hours", [figure(found) for found in hours], 50),
+        Column(f"reached {_target(plan)}", [reached(arm)[0] for arm in each], 90),
+        Column("median time to it", [reached(arm)[1] for arm in each], 89),
+        Column("", [remark(arm, verdict.winner) for arm in each], 95, right=False),
+    ]
+    return _said(columns)
+
+
+def _known(values) -> list[float]:
+    return [v for v in values if v is not None]
+
+
+def _target(plan: Plan) -> str:
+    return f"{100 * plan.target:g} %" if plan.target is not None else "target"
+
+
+def _said(columns: list[Column]) -> list[Column]:
+    """Without columns that say nothing."""
+    return [c for c in columns if any(cell not in ("", NOTHING) for cell in c.cells)]
+
+
+def comparisons(verdict: Verdict, plan: Plan) -> list[Column]:
+    """A row for each candidate and rival."""
+    made, margin = list(verdict.comparisons), f"{100 * plan.delta:.3g}"
+    columns = [
+        Column("candidate", [c.candidate for c in made], 99, right=False),
+        Column("rival", [c.rival for c in made], 98, right=False),
+        Column("error, pp [90 %]", [_of(c, lambda c: words.difference(c.difference)) for c in made], 96),
+        Column("[95 %]", [_of(c, lambda c: words.interval(c.difference, 0.95)) for c in made], 50),
+        Column(f"limit<{margin}", [_of(c, lambda c: _limit(c.clauses.limit)) for c in made], 70),
+        Column("shows", [_shows(c) for c in made], 97, right=False),
+        Column("speed [95 %]", [_speed(c) for c in made], 95),
+        Column("limit", [_fast_limit(c) for c in made], 69),
+        Column("to target [95 %]", [_bounds(c.target) for c in made], 94),
+        Column("TOST p", [_of(c, lambda c: f"{float(c.equal):.2g}") for c in made], 60),
+        Column("correlation", [_of(c, _correlation) for c in made], 40),
+    ]
+    return _said(columns)
+
+
+def _of(c: Comparison, shown) -> str:
+    return NOTHING if c.difference is None else shown(c)
+
+
+def _shows(c: Comparison) -> str:
+    """Whether the candidate beats the rival, else the clauses that hold, or what took their place."""
+    if c.clauses is None:
+        whose, _, rest = (c.why or "").rpartition(" runs,")[0].partition(" diverged in ")
+        share = rest.replace(" of ", "/")
+        return f"{'rival ' if whose == c.rival else ''}diverged {share}" if rest else NOTHING
+    if c.beats:
+        return "beats" if c.clauses.fast else "beats: error"
+    pace = "fast" if c.speed is not None and math.exp(float(c.clauses.fast_limit)) > 1 else "not slow"
+    each = {"more accurate": c.clauses.worse, "not worse": c.clauses.not_worse, pace: c.clauses.fast}
+    found = [word for word, holds in each.items() if holds]
+    brief = [word for word in found if word != "not worse" or "more accurate" not in found]
+    return ", ".join(brief) or "nothing"
+
+
+def _limit(value: float) -> str:
+    return f"{100 * float(value):+.2f}"
+
+
+def _speed(c: Comparison) -> str:
+    return NOTHING if c.speed is None else words.speed(c.speed).replace("x faster", "x")
+
+
+def _fast_limit(c: Comparison) -> str:
+    return NOTHING if c.speed is None else words.ratio(math.exp(float(c.clauses.fast_limit)))
+
+
+def _bounds(found: tuple | None) -> str:
+    """ "[1.10, 1.52]", "> 1.3", "not bounded", "missed": of the ratio of times to the target."""
+    if found is None:
+        return NOTHING
+    low, high = (x if x is None or math.isinf(x) else words.ratio(x) for x in found)
+    if low is None and high is None:
+        return "not bounded"
+    if high is None:
+        return "rival missed" if low == math.inf else f"> {low}"
+    if low is None:
+        return f"< {high}" if found[1] > 0 else "missed"
+    return f"[{low}, {high}]"
+
+
+def _correlation(c: Comparison) -> str:
+    return NOTHING if c.correlation is None else f"{c.correlation:.2f}"
+
+
+def grid(columns: list[Column], width: int) -> list[str]:
+    """Lines of text of at most `width` columns; names are cut in their middle, and columns that do not fit
+    are named below."""
+    longest, gap = (30, 2) if width >= NARROW else (20, 1)
+    shown = [c if c.right else replace(c, cells=[middle(x, longest) for x in c.cells]) for c in columns]
+    gone = []
+    while len(shown) > 2 and sum(c.width + gap for c in shown) - gap > width:
+        least = min(shown, key=lambda c: c.rank)
+        shown.remove(least)
+        gone.append(least.heading or "remarks")
+    rows = zip(*([c.heading, *c.cells] for c in shown))
+    sizes = [(c.width, c.right) for c in shown]
+    lines = [
+        (" " * gap).join(x.rjust(w) if r else x.ljust(w) for x, (w, r) in zip(row, sizes)) for row in rows
+    ]
+    lines = [line.rstrip()[:width] for line in lines]
+    return lines + textwrap.wrap(f"(no room for: {', '.join(gone)})" if gone else "", width)
+
+
+def middle(text: str, width: int) -> str:
+    """The text in at most `width` columns, cut in its middle."""
+    if len(text) <= width:
+        return text
+    left = (width - 2) // 2
+    return f"{text[:left]}..{text[len(text) - (width - 2 - left) :]}"

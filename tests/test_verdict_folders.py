@@ -1,0 +1,340 @@
+"""From run folders to arms: what belongs together, what is refused, what makes times incomparable."""
+
+import json
+import math
+import os
+import shutil
+
+import pytest
+from sweep_folders import ARMS, ENVIRONMENT, run, schedule, sweep
+
+from adabatch import UserError, runs
+from adabatch.verdict import plan as plans
+from adabatch.verdict.decide import decide
+from adabatch.verdict.folders import common, look, write
+
+
+def judged(parent, **given):
+    found = look([str(parent)], given)
+    return decide(found.arms, found.plan, found.pending)
+
+
+def test_a_whole_sweep(tmp_path):
+    """From folders to the verdict that is true of what they were drawn from."""
+    sweep(tmp_path / "all")
+    found = look([str(tmp_path / "all")], {})
+    assert [arm.name for arm in found.arms] == ["fixed 32", "fixed 128", "fixed 512", "adabatch 32-512"]
+    assert [arm.adaptive for arm in found.arms] == [False, False, False, True]
+    assert [[run.seed for run in arm.runs] for arm in found.arms] == [[0, 1, 2, 3, 4]] * 4
+    assert found.folder == tmp_path / "all" and found.pending == 0 and found.notes == []
+    assert found.plan.evaluated == 10_000 and not found.plan.chosen
+    verdict = decide(found.arms, found.plan, found.pending)
+    assert (verdict.decision, verdict.winner) == ("adaptive", "adabatch 32-512")
+    assert verdict.sentence.startswith("adaptive: 1.4") and "than fixed 512" in verdict.sentence
+    assert verdict.sentence.endswith("beforehand; chosen and measured on the same set")
+    first = found.arms[0].runs[0]
+    assert first.key == {
+        "device": "Tesla T4", "precision": "fp32", "threads": "1", "processes": "1",
+        "torch version": "2.15.0", "adabatch version": "0.1.0", "CUDA version": "13.2",
+    }  # fmt: skip
+    assert first.updates == 313 and first.alone is None
+
+
+@pytest.mark.parametrize(
+    "winner, error, seconds", [("adaptive", 0.091, 70), ("fixed", 0.091, 140), ("fixed", 0.13, 70)]
+)
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_sweeps_with_known_truths(tmp_path, winner, error, seconds, seeds):
+    arms = {**ARMS, (32, 128, 512): (error, math.log(seconds))}
+    sweep(tmp_path, arms, seeds)
+    assert judged(tmp_path).decision == winner
+
+
+def test_arms_of_one_name_are_told_apart(tmp_path):
+    for keys in (
+        {"schedule.base_lr": 0.05},
+        {"schedule.base_lr": 0.1},
+        {"schedule.base_lr": 0.3, "schedule.twin": "lr", "schedule.dwell": 2},
+        {"schedule.base_lr": 0.3, "schedule.twin": "batch", "schedule.dwell": 2},
+        {"options.schedule": "goyal", "schedule.base_lr": 0.2},
+    ):
+        run(tmp_path, 0, (32,), 0.1, 9.0, config=keys)
+    names = sorted(arm.name for arm in look([str(tmp_path)], {}).arms)
+    assert names[:2] == ["fixed 32, base_lr=0.05", "fixed 32, base_lr=0.1"] and names[4] == "goyal 32"
+    assert {name[:-9] for name in names[2:4]} == {"fixed 32, base_lr=0.3, dwell=2"} and len(set(names)) == 5
+
+
+def test_numbers_that_are_equal_make_one_arm(tmp_path):
+    run(tmp_path, 0, (32,), 0.1, 9.0, config={"schedule.warmup_epochs": 5})
+    run(tmp_path, 1, (32,), 0.1, 9.0, config={"schedule.warmup_epochs": 5.0})
+    (arm,) = look([str(tmp_path)], {}).arms
+    assert [r.seed for r in arm.runs] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("optimizer.momentum", 0.8), ("epochs", 20), ("dataset.test_samples", 500), ("model.width", 32),
+     ("label_smoothing", 0.1), ("clip_norm", 0.5), ("dataset.augment.flip", True)],
+)  # fmt: skip
+def test_other_differences_are_refused_by_name(tmp_path, key, value):
+    run(tmp_path, 0, (32,), 0.1, 9.0)
+    run(tmp_path, 1, (32,), 0.1, 9.0, config={key: value})
+    with pytest.raises(UserError, match=f"these runs differ in {key}: .* in .*seed=0.*, {value} in .*seed=1"):
+        look([str(tmp_path)], {})
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("trackers.wandb.mode", "offline"), ("dataset.root", "/data"), ("hardware.micro_batch", 64)],
+)
+def test_what_changes_no_result_may_differ(tmp_path, key, value):
+    run(tmp_path, 0, (32,), 0.1, 9.0)
+    run(tmp_path, 1, (32,), 0.1, 9.0, config={key: value})
+    assert len(look([str(tmp_path)], {}).arms) == 1
+
+
+@pytest.mark.parametrize(
+    "where, key, value, words",
+    [
+        ("config", "hardware.threads", 8, "threads differs (8 and 1)"),
+        ("config", "hardware.precision", "bf16", "precision differs (bf16 and fp32)"),
+        ("config", "hardware.compile", True, "hardware.compile differs (True and None)"),
+        ("config", "hardware.device", "cpu", "device differs (AMD EPYC 7B13 and Tesla T4)"),
+        ("environment", "gpus", ["Tesla V100"], "device differs (Tesla V100 and Tesla T4)"),
+        ("environment", "versions.torch", "2.14.0", "torch version differs (2.14.0 and 2.15.0)"),
+        ("environment", "versions", None, "torch version differs (None and 2.15.0)"),
+    ],
+)
+def test_times_are_compared_under_equal_conditions_only(tmp_path, where, key, value, words):
+    made = sweep(tmp_path, seeds=4)
+    for batches, (error, log) in ARMS.items():
+        other = {where: {key: value}} if len(batches) > 1 else {}
+        made[batches, 4] = run(tmp_path, 4, batches, error, math.exp(log), **other)
+    verdict = judged(tmp_path)
+    pair = next(c for c in verdict.comparisons if c.candidate == "adabatch 32-512")
+    name, shown = words.split(" differs ")
+    assert pair.no_time.startswith(f"time not comparable: {name} differs (")
+    assert set(shown.strip("()").split(" and ")) == set(
+        pair.no_time.partition("(")[2].strip(")").split(" and ")
+    )
+    assert verdict.decision != "adaptive" and "time not comparable: " in verdict.sentence
+    assert pair.clauses.not_worse
+
+
+def test_another_number_of_processes_is_another_speed(tmp_path):
+    made = sweep(tmp_path)
+    rows = [json.loads(line) for line in (made[(512,), 2] / "metrics.jsonl").read_text().splitlines()]
+    text = "".join(
+        json.dumps(row | ({"world_size": 2} if "world_size" in row else {})) + "\n" for row in rows
+    )
+    (made[(512,), 2] / "metrics.jsonl").write_text(text)
+    assert "processes differs" in judged(tmp_path).sentence
+
+
+@pytest.mark.parametrize(
+    "config, figures, words",
+    [
+        ({"shadow": {"cabs": {"x": 1}}}, {}, "no time verdict: shadow schedules looked on"),
+        ({"hardware.parallel_runs": 2}, {}, "no time verdict: runs shared the machine"),
+        ({}, {"shared": True}, "no time verdict: runs shared the machine"),
+    ],
+)
+def test_shared_machines_give_no_time_verdict(tmp_path, config, figures, words):
+    sweep(tmp_path, config=config, **figures)
+    verdict = judged(tmp_path)
+    assert verdict.decision == "undecided" and words in verdict.sentence
+    sweep(tmp_path / "alone", config={"hardware.parallel_runs": 1, "shadow": None})
+    assert judged(tmp_path / "alone").decision == "adaptive"
+
+
+def test_the_class_is_what_the_batches_did(tmp_path):
+    """An option called fixed whose batch changed is adaptive; a rule that never grew is fixed."""
+    run(tmp_path, 0, (32, 64), 0.1, 9.0, config={"options.schedule": "fixed"})
+    run(tmp_path, 0, (64,), 0.1, 9.0, config=schedule((64,), "cabs") | {"schedule.growth._target_": "x.Cabs"})
+    run(tmp_path, 0, (32, 64), 0.1, 9.0, state="running", config={"schedule.base_lr": 0.1})
+    fresh = run(tmp_path, 0, (16,), 0.1, 9.0, state="running", config={"schedule.growth._target_": "x.Cabs"})
+    (fresh / "metrics.jsonl").unlink()
+    found = {arm.name: arm.adaptive for arm in look([str(tmp_path)], {}).arms}
+    assert found == {"cabs 64": False, "fixed": True, "fixed 32-64": True, "adabatch 32-64": True}
+
+
+def test_a_cut_last_batch_is_no_change(tmp_path):
+    folder = run(tmp_path, 0, (32,), 0.1, 9.0, state="interrupted")
+    row = {"event": "train", "position": 9, "epoch": 9, "batch_size": 7, "divisor": 32, "world_size": 1}
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    (arm,) = look([str(tmp_path)], {}).arms
+    assert not arm.adaptive and arm.name == "fixed 32"
+
+
+def test_unfinished_runs(tmp_path):
+    made = sweep(tmp_path)
+    folder = made[(512,), 3]
+    (folder / "summary.json").unlink()
+    runs.write_json(folder / "status.json", {"format": 1, "state": "running"})
+    assert "1 of 20 runs not finished (fixed 512 seed 3: running)" in judged(tmp_path).sentence
+    for name in os.listdir(folder):
+        (folder / name).unlink()
+    runs.write_json(folder / "status.json", {"format": 1, "state": "submitted"})
+    found = look([str(tmp_path)], {})
+    assert found.pending == 1 and "without a configuration yet" in found.notes[0]
+    assert "1 run has not begun or it cannot be read" in judged(tmp_path).sentence
+
+
+def test_a_damaged_summary_is_named_and_does_not_count(tmp_path):
+    made = sweep(tmp_path)
+    (made[(512,), 3] / "summary.json").write_text('{"format": 1, "final_test_er')
+    found = look([str(tmp_path)], {})
+    assert any("summary.json is not valid JSON" in note for note in found.notes)
+    assert "seed 3: finished without an error figure" in judged(tmp_path).sentence
+
+
+def test_out_of_memory_and_divergence_are_outcomes(tmp_path):
+    sweep(tmp_path)
+    for seed in range(5):
+        run(tmp_path, seed, (2048,), 0, 0, state="out_of_memory")
+        run(tmp_path, seed, (1024,), 0, 0, state="diverged")
+    verdict = judged(tmp_path)
+    assert verdict.decision == "adaptive"
+    assert "fixed 2048 ran out of memory here: infeasible, left out" in verdict.notes
+    assert next(c for c in verdict.comparisons if c.rival == "fixed 1024").beats
+
+
+def test_another_budget(tmp_path):
+    made = sweep(tmp_path)
+    for seed in range(5):
+        run(tmp_path, seed, (64,), 0.01, 9.0, config={"schedule.stretch": 2}, samples=20_000)
+    verdict = judged(tmp_path)
+    assert verdict.decision == "adaptive"
+    assert "fixed 64 is left out: it trained 20,000 samples where the comparison has 10,000" in verdict.notes
+    assert len(made) == 20
+
+
+def test_a_seed_twice_in_an_arm_counts_once(tmp_path):
+    made = sweep(tmp_path / "all")
+    shutil.copytree(made[(512,), 3], tmp_path / "all/again/x")
+    found = look([str(tmp_path / "all")], {})
+    assert [len(arm.runs) for arm in found.arms] == [5] * 4
+    assert "fixed 512: left out as a seed that another run has: 1" in found.notes
+    pair = [made[(512,), 3], tmp_path / "all/again/x"]
+    for failed, whole in (pair, pair[::-1]):
+        runs.write_json(failed / "status.json", {"format": 1, "state": "failed"})
+        runs.write_json(whole / "status.json", {"format": 1, "state": "finished"})
+        assert (
+            judged(tmp_path / "all").decision == "adaptive"
+        )  # the one that finished is taken, wherever it is
+
+
+def test_validation_chooses_and_test_decides(tmp_path):
+    sweep(tmp_path, config={"dataset.validation": 5000}, best_test_error=None, final_validation_error=0.2)
+    found = look([str(tmp_path)], {})
+    assert found.plan.chosen and found.plan.evaluated == 10_000
+    verdict = judged(tmp_path)
+    assert "same set" not in verdict.sentence and found.arms[0].runs[0].validation == 0.2
+
+
+def test_time_to_the_target(tmp_path):
+    """First evaluation at or below it; none: a miss; of averaged weights where there are any."""
+    folder = run(tmp_path, 0, (32,), 0.09, 100.0)
+    run(tmp_path, 1, (32,), 0.12, 100.0)
+    run(tmp_path, 2, (32,), 0.0, 100.0, state="diverged")
+    rows = [
+        {"event": "eval", "split": "test", "epoch": e, "seconds": 10.0 * e, "eval_error": 0.2 / e}
+        for e in (1, 2, 4)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (arm,) = look([str(tmp_path)], {"target": 0.1}).arms
+    assert [r.target for r in arm.runs] == [20.0, math.inf, 20.0]  # the last one reached it and then diverged
+    averaged = [row | {"weights": "ema", "eval_error": 0.4 / row["epoch"]} for row in rows]
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write("".join(json.dumps(r) + "\n" for r in averaged))
+    (arm,) = look([str(tmp_path)], {"target": 0.1}).arms
+    assert arm.runs[0].target == 40.0
+
+
+def test_rehearsals_and_folders_put_aside_are_no_runs(tmp_path):
+    sweep(tmp_path)
+    run(tmp_path, 0, (8,), 0.1, 9.0, config={"rehearsal": {"steps": 12}})
+    old = run(tmp_path / "x", 0, (32,), 0.1, 9.0)
+    old.rename(tmp_path / f"{old.name}.old1")
+    found = look([str(tmp_path)], {})
+    assert len(found.arms) == 4 and found.pending == 0
+    assert any("a rehearsal, no run" in note for note in found.notes)
+    assert "1 put aside by restart=true (*.old1, ...) left out" in found.notes
+
+
+# -- margins -----------------------------------------------------------------------------------------
+
+
+def declare(folder, **content):
+    content = {"delta": 1.0, "looks": [5, 10, 20]} | content
+    runs.write_yaml(folder / "compare.yaml", {**content, "sha256": plans.digest(content)})
+
+
+def test_declared_looks_are_not_remarked_on(tmp_path):
+    sweep(tmp_path)
+    declare(tmp_path, delta=0.5, r0=1.1, alpha=0.1, looks=[5], tuned=True, arms=["a", "b"], target=0.2)
+    found = look([str(tmp_path)], {})
+    plan = found.plan
+    assert (plan.delta, plan.r0, plan.alpha, plan.looks) == (0.005, 1.1, 0.1, (5,))
+    assert plan.tuned and plan.target == 0.2 and plan.remark is None and plan.arms == 2
+    sentence = judged(tmp_path).sentence
+    assert "declared" not in sentence and "fixed LRs tuned" in sentence
+
+
+def test_a_changed_declaration_counts_as_none(tmp_path):
+    sweep(tmp_path)
+    declare(tmp_path)
+    path = tmp_path / "compare.yaml"
+    path.write_text(path.read_text().replace("delta: 1.0", "delta: 2.0"))
+    assert "compare.yaml is not as it was hashed, so looks were not declared" in judged(tmp_path).sentence
+    declare(tmp_path)
+    assert (
+        "delta and looks not as declared in compare.yaml" in judged(tmp_path, delta=0.02, looks=(5,)).sentence
+    )
+    assert "declared" not in judged(tmp_path, delta=0.01, looks=(5, 10, 20)).sentence
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ({"delta": -1}, "delta is a number from 0.001 to 50, got -1"),
+        ({"delta": True}, "delta is a number"),
+        ({"r0": 0.5}, "r0 is a number from 1 to 10, got 0.5"),
+        ({"alpha": "x"}, "alpha is a number"),
+        ({"looks": [10, 5]}, "looks are ascending numbers of runs"),
+        ({"looks": [1]}, "looks are ascending"),
+        ({"looks": {}}, "looks are ascending"),
+        ({"looks": []}, "looks are ascending"),
+        ({"looks": [5.5]}, "looks are ascending"),
+        ({"looks": [10**400]}, "looks are ascending"),
+        ({"metric": "loss"}, "metric is final_error, got loss"),
+        ({"split": "train"}, "split is test or validation, got train"),
+        ({"arms": "all"}, "arms is a list of the arms, got all"),
+        ({"target": 5}, "target is a number from 0 to 1, got 5"),
+        ({"samples": -5}, "samples is a number"),
+    ],
+)
+def test_a_declaration_that_makes_no_sense_is_refused(tmp_path, content, words):
+    sweep(tmp_path, seeds=2)
+    declare(tmp_path, **content)
+    with pytest.raises(UserError) as error:
+        look([str(tmp_path)], {})
+    assert words in str(error.value) and "compare.yaml" in str(error.value)
+
+
+def test_the_common_folder(tmp_path):
+    a, b = tmp_path / "s/a", tmp_path / "s/b/c"
+    assert common([a]) == a and common([a, b]) == tmp_path / "s" and common([a, a]) == a
+    assert common([tmp_path / "s", b]) == tmp_path / "s"
+    assert "say where with --out" in write(common([a, type(a)("/nowhere")]), {})
+    assert (
+        write(tmp_path, {"a": math.inf}) is None
+        and (tmp_path / "report.json").read_text() == '{\n  "a": null\n}\n'
+    )
+
+
+def test_the_environment_of_the_helper_is_that_of_a_run():
+    from adabatch import environment
+
+    assert set(ENVIRONMENT) - {"gpus"} <= set(environment.describe({}))
