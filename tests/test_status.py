@@ -184,6 +184,10 @@ def test_failed_shows_errors_logs_and_the_command_that_resumes(tmp_path, capsys)
     place = OverridesParser.create().parse_override(overrides[2])
     assert (place.key_or_group, place.value()) == ("hydra.run.dir", name)
     assert failed.resume(Path("outputs/stopped")) == "adabatch seed=0"  # where the command puts it by itself
+    submitted = make(tmp_path / "far" / "run-01234567", "failed", overrides=["hardware=slurm", "seed=1"])
+    assert (
+        failed.resume(submitted.relative_to(tmp_path)) == "adabatch hardware=slurm seed=1 hydra.sweep.dir=far"
+    )
 
 
 def test_watch_in_a_pipe_prints_changes_and_ends_with_the_last_run(tmp_path):

@@ -19,6 +19,12 @@ from adabatch.verdict.arms import LOOKS
 from adabatch.verdict.folders import look
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Room for every column, whatever terminal the suite runs in; tests of narrow ones set their own."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def report(capsys, *arguments, code=0):
     """What the command prints; its exit code is `code`."""
     found = command.command([str(a) for a in arguments])

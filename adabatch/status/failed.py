@@ -51,7 +51,10 @@ def resume(folder: Path) -> str | None:
     default = Path("outputs").resolve() / folder.name
     if "${" in str(folder) or "\\" in str(folder):  # OmegaConf and Hydra would read it otherwise
         return None
-    place = [] if folder.resolve() == default else [f"hydra.run.dir={_quoted(str(folder))}"]
+    # A multirun, as hardware=slurm is one, finds the run's folder in the sweep's by the run's identity.
+    swept = any(line.startswith("hardware=slurm") for line in overrides)
+    key, where = ("hydra.sweep.dir", folder.parent) if swept else ("hydra.run.dir", folder)
+    place = [] if folder.resolve() == default else [f"{key}={_quoted(str(where))}"]
     command = shlex.join(["adabatch", *overrides, *place])
     # A command that was changed to be shown is no command.
     return words.line(command, 20_000) if command.isprintable() else None
