@@ -1,11 +1,10 @@
 """adabatch-evaluate RUN...: loss and error of a run's kept weights on its data, counted anew."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
-from adabatch import runs, targets
+from adabatch import arguments, runs, targets
 from adabatch.errors import UserError
 
 TRUSTED = tuple(
@@ -14,11 +13,9 @@ TRUSTED = tuple(
 TRUSTED += ("torch.nn.", "torch.optim.")
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="adabatch-evaluate",
-        description="Evaluate the kept weights of finished or unfinished runs on their own data.",
-    )
+def parser() -> arguments.Parser:
+    about = "Evaluate the kept weights of finished or unfinished runs on their own data."
+    p = arguments.Parser("adabatch-evaluate", about, "")
     p.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
     p.add_argument("--split", choices=("test", "validation"), default="test")
     p.add_argument(
@@ -89,10 +86,15 @@ def evaluate(folder, config: dict, split: str = "test", weights=None) -> dict:
     )
 
 
-def main(arguments=None) -> None:
-    """The console script: exit code 0, 1 (failed) or 2 (the user's mistake)."""
-    asked = parser().parse_args(arguments)
+def main(line=None) -> None:
+    """The console script."""
+    arguments.main(command, line)
+
+
+def command(line: list[str]) -> int:
+    """Runs the command line; exit code 0 (evaluated), 2 (the user's mistake) or 130 (interrupted)."""
     try:
+        asked = parser().parse_args(line)
         for folder, config in [(folder, checked(folder, asked.trust)) for folder in asked.runs]:
             if asked.device:
                 config["hardware"]["device"] = asked.device
@@ -109,7 +111,11 @@ def main(arguments=None) -> None:
                 )
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        return 2
+    except KeyboardInterrupt:
+        print("adabatch-evaluate: interrupted", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

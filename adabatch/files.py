@@ -25,6 +25,17 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def number(value) -> float | None:
+    """A finite float, or None for anything else: null, text, true, 10**400, nan."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) and abs(value) < 1e30 else None
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Whole or not at all: written beside, flushed to the disk, renamed. OSError leaves the old file and no
     debris."""

@@ -15,7 +15,8 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
     "cutting places losses",
-    "noise files environment console ledger layers convolution data checkpoint trackers ema optim targets",
+    "noise files environment arguments",
+    "console ledger layers convolution data checkpoint trackers ema optim targets",
     "throughput persample machine logs watch",
     "runs models statistics flat measure meeting",
     "alike",
@@ -44,9 +45,9 @@ ONLY = {
     "models": {"errors", "draws", "layers"},
     "step": {"errors", "layers", "losses", "noise", "flat", "measure", "memory", "summing"},
     "report": {"errors", "runs", "files", "statistics"},
-    "status": {"errors", "runs", "files", "owner", "places", "console", "submission", "slurm"},
+    "status": {"errors", "runs", "files", "owner", "places", "console", "submission", "slurm", "arguments"},
     "statistics": set(),
-    "verdict": {"errors", "runs", "files", "statistics", "report", "status", "commandline"},
+    "verdict": {"errors", "runs", "files", "statistics", "report", "status", "arguments"},
 }
 # `python -m adabatch` knows its configuration to be good before torch is loaded; a report never needs it.
 LIGHT = (
@@ -54,6 +55,7 @@ LIGHT = (
 )
 LIGHT += [
     "alike",
+    "arguments",
     "combinations",
     "commandline",
     "cutting",

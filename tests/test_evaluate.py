@@ -16,7 +16,7 @@ def finished(tmp_path_factory):
 
 
 def found(capsys, *arguments) -> list[dict]:
-    evaluate.main(["--json", *map(str, arguments)])
+    assert evaluate.command(["--json", *map(str, arguments)]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -51,12 +51,10 @@ def test_what_is_refused(finished, tmp_path, capsys, change, message):
     change(config)
     runs.write_yaml(tmp_path / "config.yaml", config)
     (tmp_path / "weights.pt").write_bytes((finished / "weights.pt").read_bytes())
-    with pytest.raises(SystemExit) as ended:
-        evaluate.main([str(tmp_path)])
-    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert evaluate.command([str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        evaluate.main([str(tmp_path)])
-    assert ended.value.code == 2 and "config.yaml" in capsys.readouterr().err
+    assert evaluate.command([str(tmp_path)]) == 2
+    assert "config.yaml" in capsys.readouterr().err

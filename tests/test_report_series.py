@@ -6,6 +6,7 @@ import random
 import pytest
 from run_folders import SAMPLES, make_phases, make_rows, make_run, page_of
 
+from adabatch import files
 from adabatch.report import facts, series, svg, words
 
 
@@ -158,4 +159,4 @@ def test_durations(seconds, expected):
     + [(math.nan, None), (math.inf, None), ([1], None)],
 )
 def test_number(value, expected):
-    assert facts.number(value) == expected
+    assert files.number(value) == expected

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 
-from adabatch import commandline, config
+from adabatch import arguments, commandline, config
 from adabatch.combinations import combinations
 from adabatch.commandline import Parser
 from adabatch.errors import UserError
@@ -32,14 +32,14 @@ def parser() -> Parser:
     return p
 
 
-def main(arguments=None) -> None:
+def main(line=None) -> None:
     """The console script."""
-    commandline.main(command, arguments)
+    arguments.main(command, line)
 
 
-def command(arguments: list[str]) -> int:
+def command(line: list[str]) -> int:
     """Runs the command line and returns its exit code."""
-    return commandline.answered(parser(), arguments, shown)
+    return commandline.answered(parser(), line, shown)
 
 
 def shown(asked, overrides: list[str]) -> int:

@@ -1,26 +1,15 @@
 """What a run folder says, as plain and bounded values. Its files may come from strangers."""
 
-import math
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adabatch import runs
 from adabatch.errors import UserError
+from adabatch.files import number
 
 TEXT = 400  # characters of any one value that is shown
 CONFIG = 60_000  # characters of config.yaml that are shown
-
-
-def number(value) -> float | None:
-    """A finite float, or None for anything else: null, text, true, 10**400, nan."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        value = float(value)
-    except OverflowError:
-        return None
-    return value if math.isfinite(value) and abs(value) < 1e30 else None
 
 
 def text(value, limit: int = TEXT) -> str:

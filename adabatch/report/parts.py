@@ -2,8 +2,9 @@
 
 import math
 
+from adabatch.files import number
 from adabatch.report import facts, svg
-from adabatch.report.facts import Facts, number, text
+from adabatch.report.facts import Facts, text
 from adabatch.report.markup import Markup, el, table
 from adabatch.report.series import Panel
 from adabatch.report.words import duration, figure, fixed, percent, plain, short

@@ -8,7 +8,8 @@ shows the lowest and highest row of each. Batch size and learning rate keep ever
 import math
 from dataclasses import dataclass, field
 
-from adabatch.report.facts import Facts, number, pair
+from adabatch.files import number
+from adabatch.report.facts import Facts, pair
 
 ROWS, BINS, STEPS = 200, 150, 1500
 MARKS = 16  # more changes of batch than this are not marked one by one: the lines would hide the curves

@@ -1,6 +1,7 @@
 """Figures as people read them."""
 
-from adabatch.report.facts import number, text
+from adabatch.files import number
+from adabatch.report.facts import text
 
 
 def figure(value) -> str:

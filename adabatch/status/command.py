@@ -4,14 +4,13 @@ Exit codes: 0 shown, 2 the user's mistake (one message), 130 interrupted; with -
 the runs stand.
 """
 
-import argparse
 import json
-import os
 import sys
 import time
 
-from adabatch import slurm
-from adabatch.errors import UserError, suggest
+from adabatch import arguments, slurm
+from adabatch.arguments import Parser
+from adabatch.errors import UserError
 from adabatch.status import rows, words
 from adabatch.status.facts import Reader
 from adabatch.status.folders import MOST, find
@@ -38,22 +37,9 @@ examples:
   adabatch-status --json | jq 'select(.state == "lost").folder'"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        known = [option for action in self._actions for option in action.option_strings]
-        wrong = message.removeprefix("unrecognized arguments: ").split()[:1]
-        near = suggest(wrong[0], known) if wrong and message.startswith("unrecognized") else ""
-        raise UserError(f"{message}.{near} {self.prog} --help shows what there is.")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = _Parser(
-        prog="adabatch-status",
-        description="State, progress, errors and places of runs, from their folders.",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser() -> Parser:
+    about = "State, progress, errors and places of runs, from their folders."
+    p = Parser("adabatch-status", about, HELP)
     p.add_argument(
         "folders", nargs="*", metavar="FOLDER", help="a run, or a folder that holds some (outputs/)"
     )
@@ -66,21 +52,15 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(arguments=None) -> None:
+def main(line=None) -> None:
     """The console script."""
-    try:
-        code = command(sys.argv[1:] if arguments is None else list(arguments))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `adabatch-status | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+    arguments.main(command, line)
 
 
-def command(arguments: list[str]) -> int:
+def command(line: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     try:
-        asked = parser().parse_args(_separated(arguments))
+        asked = parser().parse_args(_separated(line))
         if asked.watch is not None and not 0.1 <= asked.watch <= 86400:
             raise UserError(f"--watch takes seconds from 0.1 to 86400, got {asked.watch:g}")
         if asked.watch is not None and asked.failed:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from adabatch import files, runs
 from adabatch.errors import UserError
+from adabatch.files import number
 from adabatch.status.folders import disk
-from adabatch.status.words import number
 
 NEAR, FAR = 64 << 10, 1 << 20  # bytes from the end of metrics.jsonl: for the newest rows; for an evaluation
 ENDED = ("finished", "failed", "diverged", "out_of_memory", "interrupted")  # no owner is at work any more

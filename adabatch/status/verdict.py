@@ -10,11 +10,12 @@ import socket
 import time
 from dataclasses import dataclass
 
+from adabatch.files import number
 from adabatch.owner import SILENCE
 from adabatch.places import started
 from adabatch.slurm import Answer, Job
 from adabatch.status.facts import Facts
-from adabatch.status.words import age, first_line, line, number
+from adabatch.status.words import age, first_line, line
 from adabatch.submission import FRESH
 
 ASK = ("submitted", "running", "preempted")  # recorded states in which a job's state matters

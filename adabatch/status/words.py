@@ -1,18 +1,6 @@
 """Numbers and text for a terminal. Every text from a run folder goes through `line` before it is shown."""
 
-import math
 import sys
-
-
-def number(value) -> float | None:
-    """A finite float, or None for anything else: null, text, true, 10**400."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        value = float(value)
-    except OverflowError:
-        return None
-    return value if math.isfinite(value) and abs(value) < 1e30 else None
 
 
 def line(value, limit: int = 300) -> str:

@@ -3,7 +3,6 @@
 Exit codes: 0 shown, whatever the verdict; 2 the user's mistake (one message); 130 interrupted.
 """
 
-import argparse
 import json
 import math
 import shutil
@@ -11,8 +10,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from adabatch import commandline
-from adabatch.errors import UserError, suggest
+from adabatch import arguments
+from adabatch.arguments import Parser
+from adabatch.errors import UserError
 from adabatch.files import finite
 from adabatch.status import words
 from adabatch.verdict import formats
@@ -40,22 +40,8 @@ examples:
   adabatch-report outputs/RUN --format dawnbench > curve.tsv"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        known = [option for action in self._actions for option in action.option_strings]
-        wrong = message.removeprefix("unrecognized arguments: ").split()[:1]
-        near = suggest(wrong[0], known) if wrong and message.startswith("unrecognized") else ""
-        raise UserError(f"{message}.{near} {self.prog} --help shows what there is.")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = _Parser(
-        prog="adabatch-report",
-        description="Compare the arms of a sweep: the verdict, then the figures.",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser() -> Parser:
+    p = Parser("adabatch-report", "Compare the arms of a sweep: the verdict, then the figures.", HELP)
     p.add_argument("folders", nargs="+", metavar="FOLDER", help="runs, or folders that hold some")
     p.add_argument("--json", action="store_true", help="print what report.json holds")
     p.add_argument("--format", choices=formats.FORMATS, default="text", help="of what is printed")
@@ -75,15 +61,15 @@ def _number(text: str) -> float:
     return value
 
 
-def main(arguments=None) -> None:
+def main(line=None) -> None:
     """The console script."""
-    commandline.main(command, arguments)
+    arguments.main(command, line)
 
 
-def command(arguments: list[str]) -> int:
+def command(line: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     try:
-        asked = parser().parse_args(arguments)
+        asked = parser().parse_args(line)
         show(asked)
         return 0
     except KeyboardInterrupt:

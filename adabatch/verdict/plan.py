@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from adabatch.errors import UserError
-from adabatch.files import read_yaml
-from adabatch.report.facts import number, text
+from adabatch.files import number, read_yaml
+from adabatch.report.facts import text
 from adabatch.verdict.arms import Plan
 
 FILE = "compare.yaml"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from adabatch import runs
 from adabatch.errors import UserError
+from adabatch.files import number
 from adabatch.report import facts
-from adabatch.report.facts import Facts, number, text
+from adabatch.report.facts import Facts, text
 from adabatch.verdict.arms import Run
 
 NAME, VALUE = 40, 60  # characters of a name and of a value that are shown

@@ -10,7 +10,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from adabatch import commandline, config
+from adabatch import arguments, commandline, config
 from adabatch.commandline import Parser
 from adabatch.errors import UserError, suggest
 from adabatch.verify.check import KINDS
@@ -45,15 +45,15 @@ def numbers(text: str | None, option: str, least: int = 1) -> list[int]:
     return [int(part) for part in parts]
 
 
-def main(arguments=None) -> None:
+def main(line=None) -> None:
     """The console script."""
-    commandline.main(command, arguments)
+    arguments.main(command, line)
 
 
-def command(arguments: list[str]) -> int:
+def command(line: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     with interruptible():
-        return commandline.answered(parser(), arguments, verified)
+        return commandline.answered(parser(), line, verified)
 
 
 @contextlib.contextmanager
