@@ -202,7 +202,8 @@ class Ranks:
         dist.barrier()
 
     def close(self) -> None:
-        """Ends the groups. No other rank is waited for."""
+        """Ends the groups; no other rank is waited for. While they are open, a thread of gloo's may drop a
+        sum as Python ends, which aborts the process ("terminate called without an active exception")."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -281,6 +281,8 @@ class Record:
         with contextlib.suppress(Exception):  # what ended the run counts; where nothing did, all is written
             self.writer.wait()
         self.trackers.close(code)
+        if code != 1:  # of ranks that ended by an error one may hang, and closing would wait for it
+            self.parts.hardware.ranks.close()
 
     def save_weights(self, name: str) -> None:
         """A plain state_dict of the weights that are evaluated (the average where there is one)."""

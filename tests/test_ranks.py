@@ -235,3 +235,30 @@ def test_a_digest_does_not_depend_on_the_chunk(monkeypatch):
     whole = digests([x])
     monkeypatch.setattr(ranks, "CHUNK", 7)
     assert digests([x]) == whole
+
+
+def trained(meeting, folder: str, how: str) -> list:
+    """How a training ended on this rank, and whether its groups are still open."""
+    from pathlib import Path
+
+    import torch.distributed as dist
+    from support import SMALL, resolved
+
+    from adabatch.train import train
+
+    config = resolved(*SMALL, "epochs=1", "model.ghost=16")
+    stop = {"told": lambda: "SIGTERM"}.get(how, lambda: None)
+    try:
+        train(config, Path(folder), stop, meeting, leg=(lambda batch: 3) if how == "leg" else None)
+        ended = "finished"
+    except Exception as error:
+        ended = type(error).__name__
+    return [ended, dist.is_initialized()]
+
+
+@pytest.mark.parametrize("how, ended", [("end", "finished"), ("told", "Interrupted"), ("leg", "HandOver")])
+def test_a_run_that_ends_in_good_order_closes_its_groups(tmp_path, how, ended):
+    """A thread of gloo's that drops a sum while Python ends would abort the process."""
+    (tmp_path / "run").mkdir()
+    world = ranks_run.world(tmp_path, trained, 2, str(tmp_path / "run"), how)
+    assert ranks_run.values(world) == [[ended, False]] * 2
