@@ -59,6 +59,10 @@ def main() -> None:
     except BrokenPipeError:  # `adabatch --help | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    if _one_of_several():
+        from adabatch import processes
+
+        processes.end(code)
     sys.exit(code)
 
 
@@ -91,6 +95,12 @@ def command(arguments: list[str]) -> int:
         traceback.print_exc()
         return 1
     return max([code, _jobs_so_far(), *results])
+
+
+def _one_of_several() -> bool:
+    with contextlib.suppress(UserError):
+        return places.detect().world > 1
+    return False
 
 
 def _alone() -> None:

@@ -124,7 +124,7 @@ def child() -> None:
             code = run_job(*payload["job"], stop=stop, places=payload["named"])[1]
         except KeyboardInterrupt:  # before it had begun
             code = 130
-    sys.exit(code)
+    processes.end(code)
 
 
 def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, reraise: bool, lead):
@@ -135,8 +135,8 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
             raise Lost(f"{folder} was taken over by another process: stopping without saving")
         return stop.reason
 
-    def gone(text: str) -> None:
-        _abandoned(lead.traced(RankLost(text)), folder, command, owner)
+    def gone(error: Exception) -> None:
+        _abandoned(lead.traced(error), folder, command, owner)
 
     config, overrides = job[0], job[2]
     began = time.monotonic()
@@ -211,7 +211,7 @@ def _labelled(config: dict, folder: Path, overrides: list) -> dict:
     return label
 
 
-def _abandoned(error: RankLost, folder: Path, command: str, owner: Owner) -> None:
+def _abandoned(error: Exception, folder: Path, command: str, owner: Owner) -> None:
     """The last words of a process whose main thread waits in vain for another rank: it is ended after."""
     state, _, message = outcome(error, folder, command)
     log.error(message)

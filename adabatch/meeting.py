@@ -3,8 +3,7 @@
 Rank 0 keeps the store (torch's TCPStore), or torchrun does. Each rank registers; then two threads watch. One
 beats in the store and reads the others' beats; the other, which never waits for anything, judges. A rank is
 lost that left a note of failure, whose process on this host is gone, or that was silent for SILENCE seconds.
-gloo and NCCL only say that some connection broke, or wait for ever: whoever gets such an error asks
-`explain`.
+gloo and NCCL only say that some connection broke, or wait for ever: ask `explain`.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from datetime import timedelta
 
 from adabatch.errors import Interrupted, RankLost, UserError
 from adabatch.places import started
-from adabatch.watch import Watch
+from adabatch.watch import Watch, failure
 
 NEWS = 20.0  # seconds of waiting after which the log says for whom
 STORE = timedelta(seconds=300)  # of one answer
@@ -168,9 +167,12 @@ class Meeting:
         keys = [f"here/{rank}" for rank in range(place.world)]
         while not store.check(keys):
             if store.check(["lost"]):
-                raise _error(json.loads(store.get("lost")))
+                raise failure(json.loads(store.get("lost")))
             try:
                 self._wait(_ranks(r for r, key in enumerate(keys) if not store.check([key])))
+            except Interrupted as error:  # the others may see that all are there, and begin
+                self._tell(store, {"rank": place.rank, "message": "told to stop", "stopped": str(error)})
+                raise
             except UserError as error:
                 raise self._refused(store, str(error)) from None
         found = {rank: json.loads(value) for rank, value in enumerate(store.multi_get(keys))}
@@ -182,10 +184,13 @@ class Meeting:
         """The error, which the others get too while they still wait for somebody."""
         world = json.loads(store.get("world"))["world"]
         if not store.check([f"here/{rank}" for rank in range(world)]):
-            store.compare_set("lost", "", json.dumps({"rank": None, "message": message}))
-            if self._keeps:
-                time.sleep(1)  # the store ends with this process
+            self._tell(store, {"rank": None, "message": message})
         return UserError(message)
+
+    def _tell(self, store, note: dict) -> None:
+        store.compare_set("lost", "", json.dumps(note))
+        if self._keeps:
+            time.sleep(1)  # the store ends with this process
 
     # --- speaking
 
@@ -224,7 +229,7 @@ class Meeting:
 
     @property
     def on_lost(self):
-        """Called with the message by a watching thread, before that ends a process that hangs."""
+        """Called with the error by a watching thread, before that ends a process that hangs."""
         return self._watch.on_lost
 
     @on_lost.setter
@@ -237,9 +242,7 @@ class Meeting:
 
     def explain(self, error: BaseException) -> BaseException:
         """RankLost, which names the rank, where a lost rank explains the error; else the error itself.
-
-        Waits (at most 40 s) only for an error that a broken connection can cause.
-        """
+        Waits (at most 40 s) only for an error that a broken connection can cause."""
         return self._watch.explain(error)
 
     def fail(self, message: str, code: int = 1) -> None:
@@ -283,10 +286,6 @@ def _ranks(numbers) -> str:
     numbers = [str(n) for n in numbers]
     more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
     return f"rank{'s' * (len(numbers) > 1)} {', '.join(numbers[:8])}{more}"
-
-
-def _error(note: dict) -> Exception:
-    return UserError(note["message"]) if note["rank"] is None else RankLost(note["message"], note["rank"])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,10 @@
-"""hardware.processes: what is asked for, what no machine should try, what a user should know. No torch."""
+"""hardware.processes: what is asked for, what no machine should try, what a user should know; how one of
+several processes ends. No torch."""
+
+import atexit
+import contextlib
+import os
+import sys
 
 from adabatch.environment import cores
 from adabatch.errors import UserError
@@ -45,3 +51,14 @@ def crowded(config: dict, processes: int) -> str | None:
     return (
         f"{processes} process(es) of {threads} thread(s) on {have} core(s) keep each other waiting. {remedy}"
     )
+
+
+def end(code: int) -> None:
+    """Ends this process, one of several, without Python's own finalisation: that ends a thread which waits in
+    torch's store or in gloo by unwinding C++ frames, and C++ then aborts the process ("terminate called
+    without an active exception")."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)

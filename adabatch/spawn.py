@@ -172,7 +172,7 @@ class Lead:
             _part(self.meeting, None, 0)  # the word has been heard when this returns
 
     def say(self, word: str, lost=None) -> None:
-        """lost: called with a message before the process is ended because another rank is gone."""
+        """lost: called with the error before the process is ended because another rank is gone."""
         self._said = True
         if self.meeting:
             self.meeting.on_lost = lost

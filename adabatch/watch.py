@@ -12,7 +12,7 @@ import threading
 import time
 from datetime import timedelta
 
-from adabatch.errors import RankLost
+from adabatch.errors import Interrupted, RankLost, UserError
 from adabatch.places import started
 
 BEAT = 2.0  # seconds between two beats, at most
@@ -154,30 +154,38 @@ class Watch:
 
     def _end(self) -> None:
         """The main thread is stuck in a collective that cannot end."""
-        call, message = self.on_lost or log.error, self.lost["message"]
-        thread = threading.Thread(target=call, args=(message,), daemon=True)
+        call, error = self.on_lost or log.error, failure(self.lost)
+        thread = threading.Thread(target=call, args=(error,), daemon=True)
         thread.start()
         thread.join(2 * GRACE)
-        os._exit(1)
+        os._exit(130 if isinstance(error, Interrupted) else 1)
 
     # --- the main thread
 
     def noticed(self) -> None:
         self._answered = self._answered or time.monotonic()
 
-    def error(self) -> RankLost:
+    def error(self) -> Exception:
         self.noticed()
-        return RankLost(self.lost["message"], self.lost["rank"])
+        return failure(self.lost)
 
     def explain(self, error: BaseException) -> BaseException:
         self.noticed()
-        if isinstance(error, RankLost) or not breaks(error):
+        if isinstance(error, (RankLost, Interrupted)) or not breaks(error):
             return error
         if not self._stopped.is_set():
             self._suspicion = time.monotonic()
             self._wake.set()
             self._decided.wait(VERDICT)
         return self.error() if self.lost else error
+
+
+def failure(note: dict) -> Exception:
+    """What a note of a lost rank means for the others: {"rank", "message"}; where it was told to stop before
+    the run began, also "stopped": the reason."""
+    if note.get("stopped"):
+        return Interrupted(note["stopped"])
+    return UserError(note["message"]) if note["rank"] is None else RankLost(note["message"], note["rank"])
 
 
 def breaks(error: BaseException) -> bool:

@@ -25,7 +25,8 @@ class Rank:
     """One process that calls what(meeting, *arguments). It ends as the program does: fail() or leave().
 
     named: kind, patience, delay (seconds before it comes), listening (rank 0's socket), environment,
-    constants (of watch.py and meeting.py, in this process).
+    constants (of watch.py and meeting.py, in this process), told ([rank, seconds]: where it first waits for
+    another it is told to stop, and notices nothing for so long).
     """
 
     def __init__(self, folder: Path, what, rank, world, port, arguments=(), **named):
@@ -74,6 +75,10 @@ def values(ranks) -> list:
     return [one["value"] for one in found]
 
 
+def _stop(rank: int, whom: int | None, seconds: float):
+    return (lambda: time.sleep(seconds) or "SIGTERM") if rank == whom else lambda: None
+
+
 def _live(path, what, rank, world, port, arguments, named) -> None:
     text = os.open(f"{path}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(text, 1)
@@ -97,7 +102,7 @@ def _live(path, what, rank, world, port, arguments, named) -> None:
             named["kind"], rank, world, rank, world, "127.0.0.1", port,
             listening.detach() if listening and rank == 0 else None,
         )  # fmt: skip
-        meeting = module.Meeting(place, named["patience"])
+        meeting = module.Meeting(place, named["patience"], _stop(rank, *named.get("told", (None, 0))))
         found = {"value": what(meeting, *arguments)}
         meeting.leave()
     except BaseException as caught:

@@ -50,7 +50,7 @@ def stuck(meeting) -> None:
 
     r = Ranks(meeting)
     r.barrier()  # all connections stand
-    meeting.on_lost = lambda message: print(f"told: {message}", flush=True)
+    meeting.on_lost = lambda error: print(f"told: {error}", flush=True)
     if r.rank == 2:
         meeting.fail("ValueError: unlucky", 1)
     if r.rank > 0:
@@ -83,6 +83,16 @@ def silent(meeting) -> str:
     if meeting.place.rank == 0:
         time.sleep(60)
     return meeting.hear()
+
+
+def reached(port: int, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
 
 def check_lost(ranks, victim: Rank, words: str) -> None:
@@ -137,6 +147,20 @@ def test_a_rank_that_is_stuck_in_a_sum_is_ended(tmp_path):
     # Whoever is ended second may notice that the first one's connections broke, and say it itself.
     assert any("told: " in text for text in texts)
     ranks[2].process.kill()
+
+
+def test_a_rank_that_is_told_to_stop_while_it_waits_takes_the_others_with_it(tmp_path):
+    """Meanwhile they saw that all are there, and wait for it in the first sum: no rank is lost."""
+    port = free_port()
+    first = Rank(tmp_path, endless, 0, 3, port)
+    reached(port)  # so that what rank 2 waits for is rank 1
+    told = Rank(tmp_path, endless, 2, 3, port, told=[2, 6.0])
+    last = Rank(tmp_path, endless, 1, 3, port, delay=3.0)
+    assert told.end()["kind"] == "Interrupted"
+    for rank in (first, last):
+        found = rank.end(BOUND)
+        stopped = (found.get("kind"), found.get("error")) == ("Interrupted", "SIGTERM")
+        assert stopped or found["code"] == 130, found
 
 
 @pytest.mark.parametrize("delays", [[0, 3, 0], [3, 0, 0]])

@@ -105,7 +105,7 @@ class Meeting:
         time.sleep(1.5 if "DEAF" not in os.environ else 1000)
         if not self.over:
             if self.on_lost:
-                self.on_lost(str(self._lost()))
+                self.on_lost(self._lost())
             os._exit(1)
     def explain(self, error):
         return (self._lost() or error) if "gloo" in str(error) else error
