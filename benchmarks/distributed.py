@@ -97,13 +97,15 @@ def quartiles(values) -> str:
 
 def rank(asked) -> None:
     meeting = Meeting(places.detect(), 120.0)
-    common = [f"hardware.threads={asked.threads}", *asked.overrides]
+    batches = [int(batch) for batch in asked.batches.split(",")]
+    # The micro-batch is chosen for the schedule's largest batch.
+    common = [f"hardware.threads={asked.threads}", f"schedule.base_batch={max(batches)}", *asked.overrides]
     parts = {"ours": built(common, meeting)}
     ranks = meeting.ranks = parts["ours"].hardware.ranks
     if asked.ordered:
         parts["ordered"] = built([*common, "hardware.reduction=ordered"], None)
         parts["ordered"].hardware.ranks = parts["ordered"].step.summing.ranks = ranks
-    for batch in map(int, asked.batches.split(",")):
+    for batch in batches:
         loops = {name: ours(p, batch) for name, p in parts.items()}
         loops["DDP"] = by_hand(common, meeting, batch)
         for step in loops.values():
