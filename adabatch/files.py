@@ -112,8 +112,10 @@ def read_json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
+        state = Path(path).name == "status.json"
+        remedy = ". Delete it: the run goes on from its checkpoint" if state else ""
         raise UserError(
-            f"{path} is not valid JSON ({error}): it was damaged or is not a file of an adabatch run"
+            f"{path} is not valid JSON ({error}): it was damaged or is not a file of an adabatch run{remedy}"
         ) from None
     return _dictionary(path, value)
 

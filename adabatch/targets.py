@@ -172,7 +172,7 @@ def _swapped(node: dict, known: dict, path: tuple, typed: set, choices: dict, no
     dotted = node["_target_"]
     names, open_ended = parameters(locate(dotted, f"{name}._target_"))
     generic, interface = GENERIC.get(name, ()), INTERFACE.get(name, ())
-    kept, dropped = {}, []
+    kept, dropped, taken = {}, [], []
     for key, value in node.items():
         here = path + (key,)
         left_over = key in known and here not in typed
@@ -191,6 +191,7 @@ def _swapped(node: dict, known: dict, path: tuple, typed: set, choices: dict, no
             nested = isinstance(value, dict) and "_target_" in value
             inner = inner if isinstance(inner, dict) else {}
             kept[key] = _node(value, inner, here, typed, choices, notes) if nested else value
+            taken += [f"{key}={value}"] if left_over and not nested else []
         elif left_over:
             dropped.append(key)
         else:
@@ -199,9 +200,11 @@ def _swapped(node: dict, known: dict, path: tuple, typed: set, choices: dict, no
                 f"{name}.{key}: {dotted} takes no argument {key!r}.{suggest(key, [*takes, *generic])}"
                 f" It takes: {', '.join(takes) or 'none'}."
             )
+    left = f"left over from {path[0]}={choices.get(path[0], 'the replaced class')}"
     if dropped:
-        left = f"left over from {path[0]}={choices.get(path[0], 'the replaced class')}"
         notes.append(f"{name}._target_={dotted} does not take {', '.join(dropped)}: dropped, {left}")
+    if taken:
+        notes.append(f"{name}._target_={dotted} is given {', '.join(taken)}, {left}")
     return kept
 
 

@@ -41,6 +41,7 @@ def mine(tmp_path, monkeypatch):
         class Named:
             def __init__(self, num_classes, name="x"): ...
         def load(root="here", rows=10): ...
+        def counted(root="here", classes=3): ...
         def loss(logits, labels, alpha=1.0): ...
         def optimizer(params, lr, momentum=0.5): ...
         from adabatch.schedules import Factor
@@ -224,6 +225,14 @@ def test_a_data_set_of_ones_own_starts_neutral(mine):
     assert "augment" in refused(
         "dataset._target_=mine_own.load", "dataset=cifar10", "+dataset.augment.flipp=true"
     )
+
+
+def test_what_a_class_of_ones_own_takes_over_from_the_replaced_option_is_told(mine):
+    found = checked("dataset._target_=mine_own.counted")
+    (note,) = [n for n in found.notes if "is given" in n]
+    assert note == "dataset._target_=mine_own.counted is given classes=10, left over from dataset=digits"
+    typed = checked("dataset._target_=mine_own.counted", "dataset.classes=4")
+    assert not any("is given" in n for n in typed.notes) and typed.config["dataset"]["classes"] == 4
 
 
 def test_loss_optimizer_and_parts_of_a_schedule_of_ones_own(mine):

@@ -123,6 +123,14 @@ def test_a_folder_in_use_is_left_alone(tmp_path, stand_ins, caplog):
     held.finish("finished")
 
 
+def test_a_damaged_status_says_what_to_do_and_that_helps(tmp_path, stand_ins, caplog):
+    run(tmp_path / "r")
+    (tmp_path / "r" / "status.json").write_text("")
+    assert run(tmp_path / "r") == (None, 2) and "Delete it: the run goes on" in caplog.text
+    (tmp_path / "r" / "status.json").unlink()
+    assert run(tmp_path / "r")[1] == 0 and status(tmp_path / "r")["state"] == "finished"
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path, stand_ins, caplog):
     run(tmp_path / "r")
     assert run(tmp_path / "r", epochs=2) == (None, 2)

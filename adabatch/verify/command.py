@@ -58,9 +58,10 @@ def command(line: list[str]) -> int:
 
 @contextlib.contextmanager
 def interruptible():
-    """SIGTERM ends the command as Ctrl-C does."""
+    """The first SIGTERM ends the command as Ctrl-C does; what is running is then being ended."""
 
-    def noted(_number, _frame):
+    def noted(number, _frame):
+        signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, noted)
