@@ -39,11 +39,11 @@ class HandOver(Interrupted):
 
 class RankLost(RuntimeError):
     """Another process of this run has died or failed; the message names it, and `rank` where it is known.
-    Exit code 1."""
+    Exit code 1. away: its host is silent, and is not the one where a job of several hosts began."""
 
-    def __init__(self, message: str = "", rank: int | None = None):
+    def __init__(self, message: str = "", rank: int | None = None, away: bool = False):
         super().__init__(message)
-        self.rank = rank
+        self.rank, self.away = rank, away
 
 
 class Lost(RuntimeError):

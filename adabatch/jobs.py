@@ -17,9 +17,10 @@ from pathlib import Path
 from adabatch import claim, processes, runs, signals, spawn, submission, traces
 from adabatch.environment import before_torch, describe
 from adabatch.errors import HandOver, Interrupted, Lost, RankLost, UserError
+from adabatch.lead import Lead, follow
 from adabatch.legs import suiting
 from adabatch.logs import logged, terminal
-from adabatch.outcome import ended, figures, next_steps, outcome, traced
+from adabatch.outcome import ended, figures, next_steps, outcome, reason, traced
 from adabatch.owner import Owner, in_use
 from adabatch.places import agree, detect, manager
 from adabatch.requeue import leave
@@ -77,11 +78,11 @@ def _placed(job: tuple, folder: Path, stop: Stop, place, places, command: str, r
     """(summary, exit code) of the process at this place."""
     config = job[0]
     if place.rank:
-        code, error = spawn.follow(config, folder, place, stop, suiting(leg, place.world))
+        code, error = follow(config, folder, place, stop, suiting(leg, place.world))
         if error is not None and (reraise or not isinstance(error, (Exception, KeyboardInterrupt))):
             raise error
         return None, code
-    with spawn.Lead(place, config, stop, suiting(leg, place.world)) as lead:
+    with Lead(place, config, stop, suiting(leg, place.world)) as lead:
         if (summary := claim.finished(config, folder)) is not None:
             lead.say("done")
             return summary, 0
@@ -137,6 +138,8 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
 
     def gone(error: Exception) -> None:
         _abandoned(lead.traced(error), folder, command, owner)
+        stop.told = reason(error)
+        leave(stop, lead.place, folder)
 
     config, overrides = job[0], job[2]
     began = time.monotonic()
@@ -147,7 +150,7 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
     except BaseException as caught:
         error = lead.explain(caught, stop)
         state, code, message = outcome(error, folder, command)
-        stop.told = str(error) if isinstance(error, Interrupted) else None
+        stop.told = reason(error)
         if state is None:  # not ours to record
             owner.release()
             log.error(message)

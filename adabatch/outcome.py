@@ -34,6 +34,8 @@ def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int
         return "failed", 2, str(error)
     if isinstance(error, Diverged):
         return "diverged", 1, str(error)
+    if lost_host(error):
+        return "preempted", 130, f"{error}\nThe job queues itself again, on other hosts. {again}"
     if isinstance(error, RankLost):
         return "failed", 1, f"{error}\nNothing before the last checkpoint is lost. {again}"
     # Only SLURM ends a job itself after SIGTERM, and starts it again if it was preempted.
@@ -70,6 +72,16 @@ def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int
             f"an operation of this network has no deterministic form on the GPU: {text}. {remedy}",
         )
     return "failed", 1, f"failed: {text}\nlog: {Path(folder) / 'log.txt'}"
+
+
+def lost_host(error: BaseException | None) -> bool:
+    """Whether a job of SLURM has lost a host, which SLURM itself may see many minutes later."""
+    return isinstance(error, RankLost) and error.away and manager() == "slurm"
+
+
+def reason(error: BaseException | None) -> str | None:
+    """Why a process ends, for `requeue.leave`: the signal that it was told, or one that stands for the cause."""
+    return str(error) if isinstance(error, Interrupted) else AGAIN if lost_host(error) else None
 
 
 def preempted(told: str, again: str) -> str:

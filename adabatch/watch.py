@@ -125,8 +125,10 @@ class Watch:
             return self._unreachable(now)
         for rank in there:
             if now - self._seen[rank][1] > silence:
-                why = "stopped, or starved?" if self.meeting.who[rank]["near"] else "host or network down?"
-                return self._say(rank, f"has been silent for {silence:.0f} s: {why}")
+                near = self.meeting.who[rank]["near"]
+                why = "stopped, or starved?" if near else "host or network down?"
+                away = not near and rank != 0
+                return self._say(rank, f"has been silent for {silence:.0f} s: {why}", away=away)
         if self._suspicion and self._left and now - self._suspicion > SUSPECT + BEAT:
             self._say(min(self._left), f"has ended its run, and rank {self.rank} has not")
 
@@ -142,8 +144,8 @@ class Watch:
         elif 0 not in self._left and (quiet > GRACE or not self.meeting.who[0]["near"]):
             self._say(0, f"is gone: its store does not answer {how}")
 
-    def _say(self, rank: int, what: str) -> None:
-        self._found({"rank": rank, "message": f"{self.meeting.name(rank)} {what}"})
+    def _say(self, rank: int, what: str, **more) -> None:
+        self._found({"rank": rank, "message": f"{self.meeting.name(rank)} {what}", **more})
 
     def _found(self, note: dict) -> None:
         if self._stopped.is_set() or self.lost:
@@ -157,7 +159,7 @@ class Watch:
         call, error = self.on_lost or log.error, failure(self.lost)
         thread = threading.Thread(target=call, args=(error,), daemon=True)
         thread.start()
-        thread.join(2 * GRACE)
+        thread.join(LAST if getattr(error, "away", False) else 2 * GRACE)
         os._exit(130 if isinstance(error, Interrupted) else 1)
 
     # --- the main thread
@@ -181,11 +183,13 @@ class Watch:
 
 
 def failure(note: dict) -> Exception:
-    """What a note of a lost rank means for the others: {"rank", "message"}; where it was told to stop before
-    the run began, also "stopped": the reason."""
+    """What a note of a lost rank means for the others: {"rank", "message"}; "away": as in RankLost;
+    "stopped": the reason for which it was told to stop before the run began."""
     if note.get("stopped"):
         return Interrupted(note["stopped"])
-    return UserError(note["message"]) if note["rank"] is None else RankLost(note["message"], note["rank"])
+    if note["rank"] is None:
+        return UserError(note["message"])
+    return RankLost(note["message"], note["rank"], note.get("away", False))
 
 
 def breaks(error: BaseException) -> bool:

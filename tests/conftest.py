@@ -62,6 +62,14 @@ def sigterm_cluster():
     one.close()
 
 
+@pytest.fixture(scope="session")
+def patient_cluster():
+    """It takes a silent node for lost long after the ranks do, as most clusters."""
+    one = slurm.Cluster("--timeout=90")
+    yield one
+    one.close()
+
+
 @pytest.fixture
 def cluster(user_signal_cluster):
     """A SLURM of four nodes (tests/slurm.py) without jobs, for tests marked slurm.

@@ -13,7 +13,7 @@ import slurm_runs
 
 import adabatch.submitted
 from adabatch import jobs, outcome, owner, places, requeue, runs, signals, slurm, submission
-from adabatch.errors import Interrupted, UserError
+from adabatch.errors import Interrupted, RankLost, UserError
 from adabatch.places import Place
 
 ALONE = Place("single", 0, 1, 0, 1, "a", 0)
@@ -304,3 +304,16 @@ def test_a_job_in_the_background_survives_its_terminal_and_can_be_ended(tmp_path
     os.kill(int(job), signal.SIGTERM)
     until(lambda: runs.Run(folder).state == "interrupted")
     until(lambda: places.started(int(job)) is None)
+
+
+def test_a_job_that_lost_a_host_is_queued_again_and_other_lost_ranks_are_failures(
+    step, monkeypatch, tmp_path
+):
+    away, gone = RankLost("rank 1 is silent", 1, away=True), RankLost("rank 1 is gone", 1)
+    assert outcome.reason(away) == signals.AGAIN and outcome.reason(gone) is None
+    state, code, message = outcome.outcome(away, tmp_path, "adabatch")
+    assert (state, code) == ("preempted", 130) and message.startswith("rank 1 is silent")
+    assert outcome.outcome(gone, tmp_path, "adabatch")[:2] == ("failed", 1)
+    for name in STEP:
+        monkeypatch.delenv(name)
+    assert outcome.reason(away) is None and outcome.outcome(away, tmp_path, "adabatch")[0] == "failed"

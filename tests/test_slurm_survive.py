@@ -160,6 +160,27 @@ def test_a_node_that_loses_power(cluster, cwd, undisturbed, lost):
         assert "taking over from process" in slurm_runs.told(folder)
 
 
+def test_a_lost_node_that_only_the_ranks_have_noticed(patient_cluster, cwd, undisturbed):
+    """SLURM would take its time; a job that ended as failed would not come back."""
+    cluster = patient_cluster
+    job, folder = slurm_runs.submit(cluster, cwd, "hardware.nodes=2", "checkpoint.every_seconds=0.5")
+    slurm_runs.training(cluster, job, folder)
+    cluster.until(lambda: slurm_runs.saved(folder), 30)
+    node = runs.Run(folder).status["owner"]["host"]
+    (cut,) = {"node1", "node2"} - {node}
+    cluster.cut(cut)
+    cluster.until(lambda: runs.Run(folder).state == "preempted", 75, lambda: slurm_runs.told(folder))
+    error = runs.Run(folder).status["error"]
+    assert "rank 1 (process" in error and cut in error and "has been silent" in error
+    again = slurm_runs.command(cluster, cwd, "hardware.nodes=2", "checkpoint.every_seconds=0.5").stdout
+    assert f"job {job} has it" in again and not slurm_runs.listed(again)
+    cluster.until(lambda: cluster.job(job)["Restarts"] == "1", 120, lambda: cluster.job(job))
+    # Until SLURM gives the node up, the job is being completed there.
+    cluster.until(lambda: slurm_runs.begun(folder) == 2, 150, lambda: cluster.job(job))
+    assert len(goes_on(cluster, job, folder)) == 1
+    assert slurm_runs.bits(folder) == undisturbed(2)
+
+
 def test_no_requeue_without_a_step_of_training_a_second_time(cluster, cwd):
     """A job that is always told to end before its processes have met would go round for ever."""
     (cwd / "hold.sh").write_text(f'[ "$SLURM_PROCID" = 0 ] || exec sleep 1000\nexec {sys.executable} "$@"\n')

@@ -18,7 +18,7 @@ import types
 
 import pytest
 
-from adabatch import alike, jobs, owner, places, processes, runs, spawn, sweep
+from adabatch import alike, jobs, lead, owner, places, processes, runs, spawn, sweep
 from adabatch.errors import Diverged, Interrupted, RankLost, UserError
 from adabatch.signals import Stop
 
@@ -203,7 +203,7 @@ class Met:
 
     def __init__(self, word, said=None):
         self.word, self.store, self.ended = word, self, []
-        self.values = {} if said is None else {spawn.END: json.dumps(said)}
+        self.values = {} if said is None else {lead.END: json.dumps(said)}
         alike.publish(self, {})
 
     def hear(self):
@@ -234,7 +234,7 @@ def follower(monkeypatch):
     log = logging.getLogger("adabatch")
     monkeypatch.setattr(log, "handlers", [])
     monkeypatch.setattr(log, "propagate", log.propagate)
-    monkeypatch.setattr(spawn, "ALIKE", 0.2)
+    monkeypatch.setattr(lead, "ALIKE", 0.2)
     level = log.level
 
     def follow(met, error=None, stop=None):
@@ -244,9 +244,9 @@ def follower(monkeypatch):
                 raise error
 
         monkeypatch.setitem(sys.modules, "adabatch.train", types.SimpleNamespace(train=train))
-        monkeypatch.setattr(spawn, "meet", lambda place, config, stop: met)
+        monkeypatch.setattr(lead, "meet", lambda place, config, stop: met)
         place = places.Place("torchrun", 2, 3, 2, 3, "127.0.0.1", 1)
-        return spawn.follow({}, "nowhere", place, stop or Stop())
+        return lead.follow({}, "nowhere", place, stop or Stop())
 
     yield follow
     log.setLevel(level)
@@ -294,7 +294,7 @@ def test_a_rank_says_only_what_rank_0_does_not(follower, capfd, error, said, cod
     found = follower(met, error)
     assert found == (code, error)
     left = error is None or isinstance(error, Interrupted)
-    assert met.ended == ["left"] if left else met.ended == [(spawn.words(error), code)]
+    assert met.ended == ["left"] if left else met.ended == [(lead.words(error), code)]
     out, err = capfd.readouterr()
     assert out == "" and (
         err == shown if shown != "Traceback" else err.endswith("rank 2: ValueError: a bug\n")
@@ -304,9 +304,9 @@ def test_a_rank_says_only_what_rank_0_does_not(follower, capfd, error, said, cod
 
 def test_told_twice_a_rank_that_others_have_left_was_interrupted_too():
     stop = Stop()
-    assert spawn._explain(None, error := RankLost("x", 1), stop) is error and stop.over
+    assert lead._explain(None, error := RankLost("x", 1), stop) is error and stop.over
     stop.twice = True
-    assert isinstance(spawn._explain(None, RankLost("x", 1), stop), KeyboardInterrupt)
+    assert isinstance(lead._explain(None, RankLost("x", 1), stop), KeyboardInterrupt)
 
 
 # --- a parent and its processes
@@ -438,7 +438,7 @@ def test_told_to_stop_before_all_have_come_nobody_waits(played, monkeypatch, cap
         time.sleep(0.01)
         raise Interrupted(stop.reason)
 
-    monkeypatch.setattr(spawn, "meet", meeting)
+    monkeypatch.setattr(lead, "meet", meeting)
     assert played.run() == (None, 130) and "SIGTERM" in caplog.text and not played.folder.exists()
 
 

@@ -76,3 +76,12 @@ def test_a_hold_up_of_ones_own_is_no_reading_of_the_store(judge, monkeypatch):
 def test_a_rank_that_is_there_is_not_lost(judge, monkeypatch):
     judge._asked = judge._read = time.monotonic()
     assert look(judge, monkeypatch, alive=True) is None
+
+
+@pytest.mark.parametrize("rank, near, away", [(1, False, True), (1, True, False), (0, False, False)])
+def test_only_a_silent_host_that_is_not_the_first_is_away(judge, monkeypatch, rank, near, away):
+    judge.rank, judge.meeting.who = 1 - rank, {rank: RANK_1 | {"near": near}}
+    judge._seen = {rank: (b"7", time.monotonic() - watch.SILENCE - 1)}
+    found = look(judge, monkeypatch, alive=True)
+    assert found["rank"] == rank and "silent" in found["message"]
+    assert watch.failure(found).away is away

@@ -26,7 +26,7 @@ PACKAGES = {
     "ip": "iproute2",
     "unshare": "util-linux",
 }
-DEFAULTS = {"nodes": 4, "cpus": 8, "gpus": 4, "grace": 10, "user_signal": True}
+DEFAULTS = {"nodes": 4, "cpus": 8, "gpus": 4, "grace": 10, "timeout": 10, "user_signal": True}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GOOD = ("idle", "mixed", "allocated", "completing")  # states of a node that works
 
@@ -197,6 +197,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     add.add_argument("--gpus", type=int, help="that each node claims to have; nothing is behind them (4)")
     add.add_argument(
         "--grace", type=int, metavar="SECONDS", help="between a preempted job's SIGTERM and SIGKILL (10)"
+    )
+    add.add_argument(
+        "--timeout", type=int, metavar="SECONDS", help="after which a silent node is taken for lost (10)"
     )
     add.add_argument(
         "--user-signal", action=argparse.BooleanOptionalAction, help="send a preempted job's --signal (yes)"

@@ -86,6 +86,7 @@ def _slurm(directory: Path, options: dict, subnet: str) -> None:
         dir=directory,
         subnet=subnet,
         grace=options["grace"],
+        timeout=options["timeout"],
         first_job=int(time.time()) % 60_000_000 + 1000,  # an id is below 2^26
         controller_parameters="SlurmctldParameters=preempt_send_user_signal" * options["user_signal"],
     )
