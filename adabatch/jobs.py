@@ -137,7 +137,7 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
         return stop.reason
 
     def gone(error: Exception) -> None:
-        _abandoned(lead.traced(error), folder, command, owner)
+        _abandoned(error := lead.explain(error, stop), folder, command, owner)
         stop.told = reason(error)
         leave(stop, lead.place, folder)
 

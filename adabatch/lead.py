@@ -18,10 +18,10 @@ from adabatch.errors import Diverged, Interrupted, Lost, RankLost, UserError
 from adabatch.logs import errors_only
 from adabatch.outcome import outcome, reason, traced
 from adabatch.requeue import leave
-from adabatch.signals import Stop
+from adabatch.signals import END, Stop
 
 ALIKE = 5.0  # seconds in which rank 0 says by what it ended, so that others need not say it again
-END = "adabatch/end"  # the key under which it says so
+OVER = "adabatch/end"  # the key under which it says so
 
 log = logging.getLogger("adabatch")
 
@@ -76,10 +76,10 @@ class Lead:
         if self.meeting is None:
             return
         with contextlib.suppress(Exception):
-            self.meeting.store.set(END, json.dumps([words(error), code]))
+            self.meeting.store.set(OVER, json.dumps([words(error), code]))
         _part(self.meeting, error, code)
         if isinstance(error, Exception) and not isinstance(error, (Interrupted, RankLost)):
-            self._heard = [f"{END}/{rank}" for rank in range(1, self.place.world)]
+            self._heard = [f"{OVER}/{rank}" for rank in range(1, self.place.world)]
 
 
 def meet(place, config: dict, stop: Stop):
@@ -121,7 +121,7 @@ def follow(config: dict, folder: Path, place, stop: Stop, leg=None) -> tuple[int
             log.error(words(error))
         if meeting is not None:
             with contextlib.suppress(Exception):
-                meeting.store.set(f"{END}/{place.rank}", "")
+                meeting.store.set(f"{OVER}/{place.rank}", "")
         return code, error
 
 
@@ -145,6 +145,8 @@ def _explain(meeting, error: BaseException, stop: Stop) -> BaseException:
     told = (UserError, Diverged, Interrupted, Lost, RankLost, MemoryError)
     if meeting is not None and isinstance(error, Exception) and not isinstance(error, told):
         error = meeting.explain(error)
+    if isinstance(error, RankLost) and stop.reason == END:
+        error.away = False  # srun ends a job of which a process was killed: it is no lost host
     # Told twice, all ranks leave at once: who notices that another has left was told as well.
     return KeyboardInterrupt() if stop.twice and isinstance(error, RankLost) else error
 
@@ -162,7 +164,7 @@ def _own(meeting, error: BaseException, code: int) -> bool:
     said = []
 
     def heard() -> bool:
-        said[:] = [meeting.store.get(END)] if meeting.store.check([END]) else []
+        said[:] = [meeting.store.get(OVER)] if meeting.store.check([OVER]) else []
         return bool(said)
 
     if isinstance(error, (Interrupted, KeyboardInterrupt)):

@@ -203,7 +203,7 @@ class Met:
 
     def __init__(self, word, said=None):
         self.word, self.store, self.ended = word, self, []
-        self.values = {} if said is None else {lead.END: json.dumps(said)}
+        self.values = {} if said is None else {lead.OVER: json.dumps(said)}
         alike.publish(self, {})
 
     def hear(self):

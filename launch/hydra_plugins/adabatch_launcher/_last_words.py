@@ -7,10 +7,20 @@ FOLDER: of submitit's files. A process that was killed (often by the kernel, for
 could not even start, leaves a run that says "running" or "submitted" for ever.
 """
 
+import re
 import sys
 from pathlib import Path
 
 from adabatch import places, spawn, submission
+
+SRUN = re.compile(r"^srun: error: (\S+): task (\d+): (?!Exited with exit code 1$)", re.MULTILINE)
+
+
+def who(log: Path) -> str:
+    """The process that srun names first, in the output of the batch script."""
+    text = log.read_text(errors="replace")[-(1 << 20) :] if log.is_file() else ""
+    found = SRUN.search(text)
+    return f"rank {found[2]} on {found[1]}" if found else "a process of the job"
 
 
 def main(folder: str, code: str) -> None:
@@ -21,8 +31,9 @@ def main(folder: str, code: str) -> None:
     number = int(code)
     why = spawn.death(128 - number if number > 128 else number)
     logs = Path(folder) / f"{found.job_id}_*_log.err"
+    killed = who(Path(folder) / f"{found.job_id}_0_log.err")
     if not submission.failed_early(job["folder"], f"the job {why} before the run began: see {logs}"):
-        submission.ended(job["folder"], "failed", f"a process of the job {why}: see {logs}", ("running",))
+        submission.ended(job["folder"], "failed", f"{killed} {why}: see {logs}", ("running",))
 
 
 if __name__ == "__main__":
