@@ -119,3 +119,18 @@ def test_cancelling_the_first_leg_ends_the_chain_and_the_command_goes_on(cluster
     submitted(cluster, place, *precise, "wait=true")
     assert worlds(place / folder) == [(32, 1), (64, 2), (128, 4)]
     assert distance(place / folder, alone(tmp_path / "alone", *precise[:-1])) <= 1e-10
+
+
+def test_a_leg_that_is_told_to_end_comes_back_and_the_later_ones_wait_for_it(cluster, tmp_path):
+    place = slurm_runs.place(tmp_path / "chain")
+    precise = (*OPEN, "hardware.precision=fp64", "loss._target_=slow.loss")
+    text, _ = submitted(cluster, place, *precise)
+    ((job, folder),) = slurm_runs.listed(text)
+    slurm_runs.training(cluster, job, place / folder)
+    cluster.run("scancel", "--signal=USR2", job)
+    cluster.until(lambda: cluster.job(job)["Restarts"] == "1", 60, lambda: cluster.job(job))
+    (place / "slow").unlink()
+    cluster.until(lambda: not cluster.run("squeue", "-h").stdout, 200, lambda: cluster.run("squeue").stdout)
+    assert runs.Run(place / folder).state == "finished", slurm_runs.told(place / folder)
+    assert worlds(place / folder) == [(32, 1), (64, 2), (128, 4)]
+    assert distance(place / folder, alone(tmp_path / "alone", *precise[:-1])) <= 1e-10

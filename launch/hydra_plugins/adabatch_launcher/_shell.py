@@ -52,8 +52,8 @@ def own_environment():
 
 @contextlib.contextmanager
 def undisturbed():
-    """Ctrl-C waits meanwhile, also for sbatch: a job may not be submitted without being told of."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    """Ctrl-C and a hangup wait meanwhile, also for sbatch: no job may be submitted without being told of."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield
     finally:
