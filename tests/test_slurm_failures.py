@@ -143,3 +143,39 @@ def test_wait_ends_when_a_job_is_cancelled_before_it_began(cluster, cwd):
     assert shell.returncode == 1 and f"job {job} was cancelled before it began" in text
     (folder,) = cwd.glob("outputs/*-????????")
     assert runs.Run(folder).state == "interrupted"
+
+
+FULL = """
+import errno, os
+
+from slow import loss
+
+real = os.fsync
+
+
+def fsync(file):  # every file of a run is synced before it takes its name
+    if os.path.exists("full"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    real(file)
+
+
+os.fsync = fsync
+"""
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on_when_there_is_room(cluster, cwd):
+    (cwd / "crowded.py").write_text(FULL)
+    (cwd / "slow").write_text("0.5")
+    more = ("checkpoint.every_seconds=0.5", "hardware.nodes=2", "loss._target_=crowded.loss")
+    job, folder = slurm_runs.submit(cluster, cwd, *more)
+    slurm_runs.training(cluster, job, folder)
+    (cwd / "full").touch()
+    found = cluster.wait_for(job, "FAILED")
+    assert found["ExitCode"] == "1:0"
+    assert "disk full" in slurm_runs.told(folder) and runs.Run(folder).state == "failed"
+    (cwd / "full").unlink()
+    (cwd / "slow").unlink()
+    again, same = slurm_runs.submit(cluster, cwd, *more)
+    cluster.wait_for(again, "COMPLETED")
+    assert same == folder and runs.Run(folder).state == "finished", slurm_runs.told(folder)
+    assert "resumed at position" in (folder / "log.txt").read_text()
