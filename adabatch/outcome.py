@@ -80,7 +80,7 @@ def lost_host(error: BaseException | None) -> bool:
 
 
 def reason(error: BaseException | None) -> str | None:
-    """Why a process ends, for `requeue.leave`: the signal that it was told, or one that stands for the cause."""
+    """Why a process ends, for `requeue.leave`: the signal that it was told, or one that stands for it."""
     return str(error) if isinstance(error, Interrupted) else AGAIN if lost_host(error) else None
 
 
