@@ -27,6 +27,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}.{near} {self.prog} --help shows what there is.")
 
 
+def separated(line: list[str], option: str, otherwise: float) -> list[str]:
+    """A command line in which an option that may take a number has one: `--watch outputs/` names a folder,
+    `--watch 2` a number of seconds, and argparse cannot tell them apart."""
+    found = []
+    for word, following in zip(line, [*line[1:], ""]):
+        try:
+            float(following)
+            bare = False
+        except ValueError:
+            bare = word == option
+        found.append(f"{option}={otherwise}" if bare else word)
+    return found
+
+
 def main(command, line=None) -> None:
     """A console script: exits with what command(line) returns."""
     try:

@@ -19,11 +19,12 @@ from terminal import screen
 class Terminal:
     """The command in a pseudo-terminal of width x height; `text` is all that it has written so far."""
 
-    def __init__(self, arguments, cwd, width: int, height: int = 40, path="/nowhere", **env):
+    def __init__(self, arguments, cwd, width: int, height: int = 40, path="/nowhere",
+                 module="adabatch.status", **env):  # fmt: skip
         self.width, self.text = width, ""
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-        line = [sys.executable, "-m", "adabatch.status", *arguments]
+        line = [sys.executable, "-m", module, *arguments]
         env = BASE | {"TERM": "xterm-256color", "PATH": str(path), "LC_ALL": "C.UTF-8"} | env
         self.child = subprocess.Popen(
             line, cwd=cwd, env=env, stdin=slave, stdout=slave, stderr=slave,

@@ -122,6 +122,8 @@ def test_flat_names():
     averaged = {"position": 9, "test_ema/loss": 2.0, "test_ema/error": 0.5}
     assert flat(evaluation | {"weights": "ema"}) == averaged
     changes = {"lr": [0.1, 0.2], "world_size": [1, None]}
+    end = {"event": "end", "position": 9, "final_train_loss": 0.1, "train_seconds": 2.0, "seed": 1}
+    assert flat(end) == {k: v for k, v in end.items() if k != "event"}
     change = {"event": "change", "position": 7, "rule": "x2", "changes": changes}
     assert flat(change) == {"position": 7, "change/lr": 0.2}
 
@@ -173,3 +175,42 @@ def test_tensorboard_reads_back_and_purges_what_a_resume_repeats(tmp_path):
         (32, 0.5), (64, 0.3333), (96, 0.25), (128, 9.0), (160, 9.0), (192, 9.0)
     ]  # fmt: skip
     assert threading.enumerate() == threads
+
+
+def test_tensorboard_has_the_configuration_and_the_final_figures_as_hparams(tmp_path):
+    """One session, in the run's own event file; the figures are scalars too, as the plugin asks."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    config = {
+        "trackers": {"wandb": {"mode": "disabled"}, "tensorboard": True},
+        "seed": 3,
+        "epochs": 2,
+        "options": {"schedule": "adabatch", "model": "vgg"},
+        "optimizer": {"momentum": 0.9, "nesterov": True},
+        "schedule": {"base_batch": 32, "twin": None, "growth": {"factor": 2, "every": [1]}},
+    }
+    made = trackers.build(config, tmp_path)
+    made.resume(0, 0)
+    made.log(row(1))
+    made.log({"event": "end", "position": 64, "step": 2, "final_test_error": 0.25, "best_test_error": None,
+              "train_seconds": 5.5, "weights_sha256": "ab"})  # fmt: skip
+    made.close(0)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = events.PluginTagToContent("hparams")
+    found = {tag: plugin_data_pb2.HParamsPluginData.FromString(content) for tag, content in tags.items()}
+    (start,) = [data.session_start_info for data in found.values() if data.HasField("session_start_info")]
+    told = {key: getattr(value, value.WhichOneof("kind")) for key, value in start.hparams.items()}
+    assert told == {
+        "arm": "adabatch 32", "model": "vgg", "seed": 3, "epochs": 2, "optimizer.momentum": 0.9,
+        "optimizer.nesterov": True, "schedule.base_batch": 32, "schedule.growth.factor": 2,
+    }  # fmt: skip
+    (experiment,) = [data.experiment for data in found.values() if data.HasField("experiment")]
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert metrics == {"final_test_error", "train_seconds"}
+    for name, value in (("final_test_error", 0.25), ("train_seconds", 5.5)):
+        assert [(e.step, e.value) for e in events.Scalars(name)] == [(64, value)]
+    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "tensorboard"]
+    assert not [p for p in (tmp_path / "tensorboard").iterdir() if p.is_dir()], (
+        "hparams are no run of their own"
+    )

@@ -3,6 +3,7 @@
 wandb itself is imported and run for real; nothing leaves 127.0.0.1.
 """
 
+import json
 import logging
 import os
 import pty
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 from wandb_server import KEY, Server, history, offline_records
 
-from adabatch import trackers
+from adabatch import labels, trackers
 
 ROOT = Path(trackers.__file__).parents[2]
 
@@ -101,13 +102,8 @@ def test_online_run_arrives_with_position_as_its_x_axis(folder, threads, monkeyp
         run.close(0)
         ((key, stored),) = server.runs.items()
     assert key == (folder / "wandb_id").read_text().strip()
-    assert [stored.project, stored.group, stored.title, *stored.tags] == [
-        "mine",
-        "sweep",
-        folder.name,
-        "a",
-        "b",
-    ]
+    named = [stored.project, stored.group, stored.title, *stored.tags]
+    assert named == ["mine", "sweep", folder.name, "a", "b", "arm: schedule", "seed: 1"]
     assert stored.config["model"]["value"] == config["model"] and stored.exit_code == 0
     rows = [{k: v for k, v in line.items() if not k.startswith("_")} for line in stored.history]
     assert rows[0] == {"position": 0, "epoch": 0, "step": 0, "change/lr": 0.2}
@@ -115,6 +111,8 @@ def test_online_run_arrives_with_position_as_its_x_axis(folder, threads, monkeyp
         "position": 32, "epoch": 0.125, "step": 1, "seconds": 0.1, "batch_size": 32,
         "lr": 0.1, "train/loss": 1,
     }  # fmt: skip
+    table = rows[6].pop("changes")
+    assert (table["_type"], table["nrows"], table["ncols"]) == ("table-file", 1, 6)
     assert rows[4] == {"position": 96, "epoch": 0.4, "step": 3, "test/loss": 0.5, "test/error": 0.25}
     assert stored.summary["final_test_error"] == 0.25 and stored.summary["train/loss"] == pytest.approx(1 / 3)
     # define_metric("*", step_metric="position"): "m" = metrics, 2 = glob, 5 = index of the x axis from 1
@@ -162,6 +160,39 @@ def test_without_a_key_and_a_terminal_the_run_is_offline(folder, caplog, monkeyp
     # a resume is a second piece under the same id
     train(configuration("offline"), folder, range(3, 5))
     assert sorted(line["position"] for line in history(offline_records(folder))) == [32, 64, 96, 96, 128]
+
+
+def test_group_arm_and_changes_of_an_offline_run(folder):
+    """What an unattended sweep leaves for `wandb sync`: its comparison as group, its arm, and the changes of
+    the batch as a table, also those of before a resume."""
+    config = configuration("offline") | {"schedule": {"base_batch": 32}, "seed": 7,
+                                         "options": {"model": "vgg", "schedule": "adabatch"}}  # fmt: skip
+    for first in (1, 3):
+        made = trackers.build(config, folder)
+        made.resume(32 * (first - 1), 2 * (first - 1))
+        for step in range(first, first + 2):
+            made.log(row(step))
+            made.log({"event": "change", "position": 32 * step, "epoch": step / 8, "step": step,
+                      "changes": {"batch_size": [step, 2 * step]}, "rule": "x2"})  # fmt: skip
+        made.sync()
+        made.close(0)
+    records = offline_records(folder)
+    run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert list(run.tags) == ["arm: adabatch 32", "seed: 7"] and run.job_type == "adabatch 32"
+    assert run.run_group == labels.comparison(config, folder) and run.run_group.startswith("vgg-2ep-")
+    assert [r["change/batch_size"] for r in history(records) if "change/batch_size" in r] == [2, 4, 6, 8]
+    told = [json.loads(path.read_text()) for path in sorted(folder.glob("wandb/*/files/media/table/*.json"))]
+    longest = max(told, key=lambda table: len(table["data"]))
+    assert longest["columns"] == ["position", "epoch", "quantity", "before", "after", "rule"]
+    assert longest["data"] == [[32 * s, s / 8, "batch_size", s, 2 * s, "x2"] for s in range(1, 5)]
+
+
+def test_a_table_that_cannot_be_made_ends_no_run(folder, caplog, monkeypatch):
+    from adabatch.trackers import wandb as module
+
+    monkeypatch.setattr(module, "changes", lambda path: 1 / 0)
+    train(configuration("offline"), folder, [1])
+    assert "no table of the changes" in messages(caplog) and "failed and is off" not in messages(caplog)
 
 
 def test_online_without_a_key_says_so_and_is_offline(folder, caplog):

@@ -42,6 +42,7 @@ class Server:
     def __init__(self, behaviour: str = "serve"):
         self.runs: dict[str, Run] = {}
         self.operations: list[str] = []
+        self.views: list[dict] = []  # reports that were saved
         self.behaviour = behaviour
         self.released = threading.Event()
         handler = type("Handler", (_Handler,), {"server_state": self})
@@ -142,6 +143,37 @@ class Server:
                 },
                 "inserted": inserted,
             }
+        }
+
+    def _GetDefaultEntity(self, values):
+        return {"viewer": {"id": "1", "defaultEntity": {"name": ENTITY}, "entity": ENTITY}}
+
+    def _ProjectInternalId(self, values):
+        return {"project": {"id": "p", "internalId": "internal"}}
+
+    def _GetProjects(self, values):
+        node = {"id": "p", "name": "adabatch", "entityName": ENTITY, "createdAt": "2026-01-01T00:00:00",
+                "isBenchmark": False, "user": None}  # fmt: skip
+        page = {"endCursor": None, "hasNextPage": False}
+        return {"models": {"pageInfo": page, "edges": [{"node": node, "cursor": ""}]}}
+
+    def _upsertView(self, values):
+        """Keeps a report in `views`, as it is sent."""
+        self.views.append(values)
+        project = {"id": "p", "name": values["projectName"], "entityName": values["entityName"]}
+        view = {"id": "VIEW", "type": "runs", "name": "n", "displayName": values["displayName"],
+                "description": "", "project": project, "spec": values["spec"], "updatedAt": None}  # fmt: skip
+        return {"upsertView": {"view": view, "inserted": True}}
+
+    def _ArtifactType(self, values):
+        """Asked before a table is kept as an artifact: there is none of that name."""
+        return {"project": None}
+
+    def _CreateArtifact(self, values):
+        """Committed at once, as if its files had been sent before."""
+        sequence = {"id": "s", "latestArtifact": None}
+        return {
+            "createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}}
         }
 
     def _CreateRunFiles(self, values):

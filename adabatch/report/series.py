@@ -171,7 +171,10 @@ def _settings(run, name, key, marks, end, notes) -> Panel:
 def timeline(run: Facts, key: str) -> list[tuple[float, float]]:
     """[(epoch, value)]: each value holds until the next point. A row stands at the end of its step, a change
     event at the first sample under the new value: at equal epochs the row comes first."""
-    rows = [p[:2] for p in column(run.train, key)]
+    told = run.train
+    if key == "batch_size":  # a cut last batch counts as what it would have been
+        told = [row | {key: row["divisor"]} if "divisor" in row else row for row in told]
+    rows = [p[:2] for p in column(told, key)]
     if not rows:
         return []
     changes = [(number(c.get("epoch")), *pair(c, key)) for c in run.changes]

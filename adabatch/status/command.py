@@ -60,7 +60,7 @@ def main(line=None) -> None:
 def command(line: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     try:
-        asked = parser().parse_args(_separated(line))
+        asked = parser().parse_args(arguments.separated(line, "--watch", EVERY))
         if asked.watch is not None and not 0.1 <= asked.watch <= 86400:
             raise UserError(f"--watch takes seconds from 0.1 to 86400, got {asked.watch:g}")
         if asked.watch is not None and asked.failed:
@@ -73,19 +73,6 @@ def command(line: list[str]) -> int:
     except UserError as error:
         print(f"adabatch-status: {words.line(error, 2000)}", file=sys.stderr)
         return 2
-
-
-def _separated(arguments: list[str]) -> list[str]:
-    """`--watch outputs/` names a folder, `--watch 2` a number of seconds; argparse cannot tell them apart."""
-    found = []
-    for word, following in zip(arguments, [*arguments[1:], ""]):
-        try:
-            float(following)
-            bare = False
-        except ValueError:
-            bare = word == "--watch"
-        found.append(f"--watch={EVERY}" if bare else word)
-    return found
 
 
 def show(asked) -> int:

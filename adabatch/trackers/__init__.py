@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from adabatch import labels
 from adabatch.errors import UserError
 from adabatch.trackers.jsonl import Jsonl, plain
 
@@ -41,13 +42,15 @@ def build(
         from adabatch.trackers.tensorboard import TensorBoard, check
 
         check()
-        others.append(Optional("TensorBoard", lambda: TensorBoard(folder)))
+        others.append(Optional("TensorBoard", lambda: TensorBoard(folder, config)))
     node = wanted.get("wandb") or {}
     from adabatch.trackers.wandb import Wandb, resolve
 
     mode = resolve(node.get("mode", "auto"))
     if mode != "disabled":
-        options = {key: node.get(key) for key in ("project", "entity", "group", "name", "tags")}
+        options = {key: node.get(key) for key in ("project", "entity", "name")}
+        options["group"] = node.get("group") or labels.comparison(config, folder)
+        options["tags"] = [*(node.get("tags") or ()), *labels.tags(config)]
         timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
         others.append(Optional("W&B", lambda: Wandb(config, folder, mode, **options, **timeouts)))
     return Trackers(Jsonl(Path(folder) / "metrics.jsonl"), others)
@@ -168,7 +171,8 @@ def flat(row: dict) -> dict:
     """The finite numbers of a row under the names that W&B and TensorBoard show.
 
     The clocks keep their names; train_loss -> train/loss; eval_error of the test split -> test/error, of the
-    averaged weights test_ema/error; a change of lr -> change/lr = its value after the change.
+    averaged weights test_ema/error; a change of lr -> change/lr = its value after the change; the figures of
+    the end keep the summary's names.
     """
     event = row.get("event")
     if event == "change":
@@ -177,6 +181,8 @@ def flat(row: dict) -> dict:
     elif event == "eval":
         group = row.get("split", "eval") + ("_ema" if row.get("weights") == "ema" else "")
         values = {key.replace("eval_", f"{group}/"): value for key, value in row.items()}
+    elif event == "end":
+        values = row
     else:
         values = {key.replace("train_", "train/"): value for key, value in row.items()}
     return {key: value for key, value in values.items() if _finite(value)}

@@ -4,9 +4,12 @@ mode auto: online where a key is configured (environment, netrc, settings), othe
 environment's WANDB_MODE and WANDB_DISABLED are obeyed. online: the same, with a warning where it had to be
 offline after all. The x axis of every chart is `position`; W&B's own step counts log calls and starts anew
 in an offline resume, so it is never set. Rows between the last checkpoint and a kill are logged twice, at
-the same positions. Written for wandb 0.31 (its `finish_timeout` and `login(prompt=False)` are needed).
+the same positions. group: the comparison; job type: the arm, by which W&B groups within it; tags: arm and
+seed. Changes of the batch are series (change/lr, ...), and at the end a table with their rules. Written for
+wandb 0.31 (its `finish_timeout` and `login(prompt=False)` are needed).
 """
 
+import json
 import logging
 import os
 import secrets
@@ -14,11 +17,14 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+from adabatch import labels
 from adabatch.errors import UserError, suggest
 from adabatch.trackers import flat
 
 log = logging.getLogger("adabatch")
 
+CHANGE = ("position", "epoch", "quantity", "before", "after", "rule")
+TABLE = 1000  # rows of the table of changes
 MODES = ("auto", "online", "offline", "disabled")
 FROM_ENVIRONMENT = {"disabled": "disabled", "offline": "offline", "dryrun": "offline"}
 
@@ -83,9 +89,9 @@ class Wandb:
             "group": group,
             "name": name or self.folder.name,
             "tags": list(tags) if tags else None,
-            "config": config,
+            "config": {**config, "arm": labels.arm(config)},
             "dir": str(folder),
-            "job_type": "train",
+            "job_type": labels.arm(config)[: labels.LONGEST],
         }
         self._settings = {
             "init_timeout": init_timeout,
@@ -148,6 +154,8 @@ class Wandb:
 
     def close(self, exit_code: int = 0) -> None:
         began = time.monotonic()
+        if exit_code == 0:
+            self._tabulate()
         where = self.run.settings.sync_dir
         try:
             self.run.finish(exit_code=exit_code)
@@ -160,6 +168,16 @@ class Wandb:
                 where,
             )
 
+    def _tabulate(self) -> None:
+        """Log the change events as a table: once, for `wandb leet` draws its columns too. From metrics.jsonl,
+        which also has those of before a resume."""
+        try:
+            rows = list(changes(self.folder / "metrics.jsonl"))
+            if rows:
+                self.run.log({"changes": self._wandb.Table(columns=list(CHANGE), data=rows)})
+        except Exception as error:
+            log.warning("W&B: no table of the changes (%s)", _first_line(error))
+
     def _end(self) -> None:
         """End W&B's own process and threads here, not at exit, where nobody would handle their errors."""
         try:
@@ -168,6 +186,21 @@ class Wandb:
             raise RuntimeError(f"the W&B process ended with exit code {error.code}") from None
         finally:
             self._wandb.run = None  # it would keep a run whose process died, and trip over it later
+
+
+def changes(path: Path):
+    """[position, epoch, quantity, before, after, rule] of each change event, TABLE rows at the most."""
+    found = 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if '"change"' not in line:
+                continue
+            row = json.loads(line)
+            for name, (before, after) in row.get("changes", {}).items() if row["event"] == "change" else ():
+                if found == TABLE:
+                    return
+                found += 1
+                yield [row["position"], row["epoch"], name, before, after, row.get("rule")]
 
 
 def _first_line(error: Exception) -> str:

@@ -6,5 +6,7 @@ power.py    how many seeds would decide                words.py   the sentence
 folders.py  which runs belong together                 readings.py  one run folder as a run
 plan.py     margins and looks: compare.yaml and the command line
 table.py    columns and lines                          formats.py   text, markdown, latex, csv, dawnbench
+traces.py   what is drawn of a run                     page/       report.html: pictures, tables, style
+watch.py    --watch                                    publish.py  --wandb: the verdict as a W&B report
 command.py  the command line
 """

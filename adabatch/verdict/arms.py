@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from adabatch.statistics import Clauses, Estimate, Margins
+from adabatch.verdict.traces import Traces
 
 LOOKS = (5, 10, 20)  # runs of each arm at which a verdict may be given
 SEEDS = (10, 20)  # what a new comparison could have, where no planned look is left
@@ -14,7 +15,7 @@ class Run:
     """One run. None: it does not say. Errors are fractions, times seconds of training.
 
     key: {what its speed depends on: value}. alone: None, or why its times enter no verdict. target: seconds
-    to the target, infinite for a miss. weights: a hash of the final weights.
+    to the target, infinite for a miss. weights: a hash of the final weights. traces: what is drawn of it.
     """
 
     seed: int
@@ -31,6 +32,7 @@ class Run:
     target: float | None = None
     weights: str | None = None
     folder: str = ""
+    traces: Traces = field(default=Traces(), repr=False, compare=False)
 
     @property
     def counted(self) -> bool:
@@ -79,6 +81,7 @@ class Arm:
 class Plan:
     """What was declared before the first run, or is assumed. delta: a fraction. evaluated: samples of the
     evaluation set. tuned: every arm had the same search for its learning rate. arms: how many were declared.
+    names: what they are called, where that was declared too.
     chosen: there is a validation split to choose on. remark: how this differs from what was declared."""
 
     delta: float = 0.01
@@ -90,6 +93,7 @@ class Plan:
     tuned: bool = False
     chosen: bool = True
     arms: int | None = None
+    names: tuple[str, ...] = ()
     samples: int | None = None
     target: float | None = None
     remark: str | None = None

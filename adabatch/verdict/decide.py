@@ -22,7 +22,8 @@ def decide(arms: list[Arm], plan: Plan, pending: int = 0) -> Verdict:
     kept, notes = distinct(arms)
     inside, left = feasible(kept)
     made = comparisons(inside, plan)
-    base = Verdict("interim", "", tuple(kept), tuple(made), notes=tuple(notes + left))
+    untimed = list(dict.fromkeys(c.no_time for c in made if c.no_time))
+    base = Verdict("interim", "", tuple(kept), tuple(made), notes=tuple(notes + left + untimed))
     if why := unready(arms, inside, plan, pending):
         return replace(base, sentence=f"interim, no verdict: {why}")
     base = replace(base, notes=(*base.notes, *remarks(made, plan), *unmatched(inside, plan)))
@@ -194,8 +195,7 @@ def unmatched(arms: list[Arm], plan: Plan) -> list[str]:
 
 def remarks(made: list[Comparison], plan: Plan) -> list[str]:
     """What is said beside the verdict."""
-    found = list(dict.fromkeys(c.no_time for c in made if c.no_time))
-    margin = words.points(plan.delta)
+    found, margin = [], words.points(plan.delta)
     for c in made:
         if c.equal is not None and c.equal < 0.05 and c.candidate < c.rival:
             found.append(

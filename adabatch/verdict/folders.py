@@ -10,7 +10,7 @@ from adabatch.report.facts import text
 from adabatch.status.folders import find
 from adabatch.verdict import plan as plans
 from adabatch.verdict.arms import Arm, Plan, Run
-from adabatch.verdict.readings import Reading, read
+from adabatch.verdict.readings import TUNED, TUNING, Reading, read
 
 MOST = 5000  # runs of one comparison
 
@@ -29,8 +29,9 @@ class Found:
     validation: int  # samples held out
 
 
-def look(named: list[str], given: dict) -> Found:
-    """The comparison of the runs in these folders. given: margins that the command line sets.
+def look(named: list[str], given: dict, read=read) -> Found:
+    """The comparison of the runs in these folders. given: margins that the command line sets. read: of one
+    folder, e.g. one that remembers.
 
     UserError: no run, runs that differ in more than schedule and seed, or a compare.yaml that is wrong.
     """
@@ -39,11 +40,17 @@ def look(named: list[str], given: dict) -> Found:
         raise UserError(f"{len(found.runs):,} runs: name folders of one comparison (at most {MOST:,} runs)")
     folder = common([Path(name) for name in named])
     plan = plans.overridden(plans.declared(folder), given)
-    read_in = [read(path, plan.split) for path in sorted(found.runs)]
+    tuning = [path for path in found.runs if path.parent == folder / TUNING]
+    read_in = [read(path, plan.split) for path in sorted(set(found.runs) - set(tuning))]
     readings = [reading for reading in read_in if isinstance(reading, Reading)]
     others = [reading for reading in read_in if isinstance(reading, str)]
+    tuned = len(tuning) + sum(note.endswith(TUNED) for note in others)
+    others = [note for note in others if not note.endswith(TUNED)]
+    readings, strangers = of_the_plan(readings, plan)
     alike(readings)
-    notes = others + [note for reading in readings for note in reading.notes]
+    notes = others + strangers + [note for reading in readings for note in reading.notes]
+    if tuned:
+        notes.append(f"{tuned} runs that tuned learning rates left out")
     if found.aside:
         notes.append(f"{found.aside} put aside by restart=true (*.old1, ...) left out")
     validation = 0
@@ -83,11 +90,20 @@ def alike(readings: list[Reading]) -> None:
             )
 
 
+def of_the_plan(readings: list[Reading], plan: Plan) -> tuple[list[Reading], list[str]]:
+    """The runs of declared arms, where arms are declared by name and runs say theirs; notes on the others."""
+    if not plan.names:
+        return readings, []
+    kept = [reading for reading in readings if reading.arm is None or reading.arm in plan.names]
+    strange = sorted({reading.arm for reading in readings} - {reading.arm for reading in kept})
+    return kept, [f"{name}: left out, it is no declared arm" for name in strange]
+
+
 def arms_of(readings: list[Reading], plan: Plan) -> tuple[list[Arm], list[str], int | None]:
     """The runs by schedule, fixed arms first, each by its largest batch; notes; the samples of each run."""
     groups: dict[str, list[Reading]] = {}
     for reading in readings:
-        groups.setdefault(reading.digest, []).append(reading)
+        groups.setdefault(reading.arm or reading.digest, []).append(reading)
     listed = sorted(
         groups.values(),
         key=lambda group: (adaptive(group), *reversed(sizes(group)), group[0].option, group[0].digest),
@@ -118,6 +134,9 @@ def names(groups: list[list[Reading]]) -> list[str]:
     """ "fixed 512", "adabatch 32-512"; where two are alike, with the keys in which they differ."""
     short = []
     for group in groups:
+        if group[0].arm:
+            short.append(group[0].arm)
+            continue
         low, high = sizes(group)
         batches = f" {low}" if low == high else f" {low}-{high}"
         short.append(group[0].option + (batches if high else ""))

@@ -32,16 +32,17 @@ CAVEAT = (
     "At equal samples the time depends nearly only on the number of updates, and a fixed batch with as many "
     "updates takes the same time: an adaptive batch wins by a lower error at equal updates."
 )
+SCOPE = "This holds for this device, this evaluation set and this budget of samples."
 
 
 def text(verdict: Verdict, plan: Plan, notes: list[str], width: int) -> str:
     """For a terminal of this width."""
     blocks = [wrapped(verdict.sentence, width)]
     if verdict.arms:
-        blocks.append([*wrapped(CAVEAT, width), *wrapped(settings(plan), width)])
+        blocks.append([*wrapped(f"{CAVEAT} {SCOPE}", width), *wrapped(settings(plan), width)])
         blocks.append(table.grid(table.arms(verdict, plan), width))
-    if verdict.comparisons:
-        blocks.append(table.grid(table.comparisons(verdict, plan), width))
+    if columns := table.comparisons(verdict, plan):
+        blocks.append(table.grid(columns, width))
     blocks.append([line for note in [*verdict.notes, *notes] for line in wrapped(f"note: {note}", width)])
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -51,7 +52,7 @@ def wrapped(line: str, width: int) -> list[str]:
 
 
 def markdown(verdict: Verdict, plan: Plan, notes: list[str]) -> str:
-    blocks = [f"**{_markdown(verdict.sentence)}**", _markdown(f"{CAVEAT} {settings(plan)}.")]
+    blocks = [f"**{_markdown(verdict.sentence)}**", _markdown(f"{CAVEAT} {SCOPE} Here: {settings(plan)}.")]
     for columns in (table.arms(verdict, plan), table.comparisons(verdict, plan)):
         if columns and columns[0].cells:
             rows = [[_markdown(x) for x in row] for row in zip(*([c.heading, *c.cells] for c in columns))]
@@ -68,7 +69,7 @@ def _markdown(value: str) -> str:
 
 def latex(verdict: Verdict, plan: Plan, notes: list[str]) -> str:
     """Two tabulars (booktabs), with the sentence and the notes as comments around them."""
-    blocks = [f"% {_latex(verdict.sentence)}"]
+    blocks = [f"% {_latex(line)}" for line in (verdict.sentence, CAVEAT, SCOPE)]
     for columns in (table.arms(verdict, plan), table.comparisons(verdict, plan)):
         if columns and columns[0].cells:
             rows = [
@@ -99,7 +100,7 @@ def _latex(value: str) -> str:
 ARMS = (
     "arm,class,runs,finished,diverged,out_of_memory,final_error,final_error_low,final_error_high,best_error,"
     "best_error_low,best_error_high,updates,seconds,samples_per_second,device_hours,reached,reached_low,"
-    "reached_high,median_time_to_target"
+    "reached_high,median_time_to_target,validation_error,validation_error_low,validation_error_high,left_out"
 ).split(",")
 
 
@@ -132,6 +133,7 @@ def arm_json(arm: Arm) -> dict:
         "finished": len(found), "diverged": arm.diverged, "out_of_memory": arm.infeasible,
         "left_out": arm.outside, "seeds": [run.seed for run in arm.runs],
         "states": [run.state for run in arm.runs], "folders": [run.folder for run in arm.runs],
+        "errors": [run.error for run in arm.runs], "train_seconds": [run.seconds for run in arm.runs],
     }  # fmt: skip
     for name, values in {
         "final_error": arm.errors, "best_error": [run.best for run in found],
@@ -166,7 +168,7 @@ def as_json(verdict: Verdict, plan: Plan, notes: list[str]) -> dict:
         },
         "arms": [arm_json(arm) for arm in verdict.arms],
         "comparisons": [c.json(plan) for c in verdict.comparisons],
-        "notes": [*verdict.notes, *notes],
+        "notes": [*verdict.notes, *notes], "caveats": [CAVEAT, SCOPE],
     }  # fmt: skip
 
 

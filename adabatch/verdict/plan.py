@@ -59,9 +59,16 @@ def checked(content: dict) -> Plan:
         split=split,
         tuned=content.get("tuned") is True,
         arms=len(arms) if arms else None,
+        names=named(arms or ()),
         samples=None if content.get("samples") is None else int(bounded(content, "samples", 0, 1, 1e15)),
         target=None if content.get("target") is None else bounded(content, "target", 0, 0, 1),
     )
+
+
+def named(arms) -> tuple[str, ...]:
+    """What declared arms are called, where every one says its name as `{name: ...}`; else ()."""
+    found = [arm.get("name") if isinstance(arm, dict) else None for arm in arms]
+    return tuple(text(name, 40) for name in found) if all(isinstance(name, str) for name in found) else ()
 
 
 def bounded(content: dict, name: str, otherwise: float, low: float, high: float) -> float:

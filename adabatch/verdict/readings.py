@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adabatch import runs
@@ -12,6 +12,7 @@ from adabatch.errors import UserError
 from adabatch.files import number
 from adabatch.report import facts
 from adabatch.report.facts import Facts, text
+from adabatch.verdict import traces
 from adabatch.verdict.arms import Run
 
 NAME, VALUE = 40, 60  # characters of a name and of a value that are shown
@@ -19,6 +20,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 FILES = (
     "config.yaml", "overrides.yaml", "environment.json", "status.json", "summary.json", "metrics.jsonl"
 )  # fmt: skip
+TUNING, TUNED = "tuning", "tuned a learning rate, no run"  # compare.stage of such a run; what is said of it
 FREE = ("schedule", "seed", "hardware", "options")  # what may differ between the runs of one comparison
 
 
@@ -27,7 +29,8 @@ class Reading:
     """A run with what says where it belongs.
 
     same: {dotted key: value} that all runs of a comparison share. schedule: likewise, of the schedule's node.
-    digest: its hash. batches: all sizes that were trained. samples: trained in all.
+    digest: its hash. batches: all sizes that were trained. samples: trained in all. arm: what a comparison
+    calls the arm that it belongs to, None for a run of its own.
     """
 
     run: Run
@@ -42,6 +45,7 @@ class Reading:
     validation: int
     evaluations: tuple[tuple[float, float, float], ...]  # (epoch, seconds, error) of what was watched
     notes: tuple[str, ...]
+    arm: str | None = None
 
 
 def read(folder: Path, split: str) -> Reading | str:
@@ -57,6 +61,9 @@ def read(folder: Path, split: str) -> Reading | str:
         return notes[0] if notes else f"{where}: {found.state}, without a configuration yet"
     if config.get("rehearsal"):
         return f"{where}: a rehearsal, no run"
+    declared = config.get("compare") if isinstance(config.get("compare"), dict) else {}
+    if declared.get("stage") == TUNING:
+        return f"{where}: {TUNED}"
     seed = whole(config.get("seed"))
     node = config.get("schedule")
     if seed is None or not isinstance(node, dict) or not node:
@@ -69,8 +76,9 @@ def read(folder: Path, split: str) -> Reading | str:
     batches = trained(found)
     data = config.get("dataset") if isinstance(config.get("dataset"), dict) else {}
     validation = whole(data.get("validation")) or 0
+    watches = "validation" if validation else "test"
     return Reading(
-        run=run_of(found, seed, split, where),
+        run=replace(run_of(found, seed, split, where), traces=traces.of(found, watches)),
         same={key: value for key, value in same.items() if not runs.excluded(key)},
         schedule=schedule,
         digest=digest,
@@ -80,8 +88,9 @@ def read(folder: Path, split: str) -> Reading | str:
         samples=whole(found.summary.get("samples")),
         evaluated=whole(data.get("test_samples")) if split == "test" else validation or None,
         validation=max(validation, 0),
-        evaluations=watched(found, "validation" if validation else "test"),
+        evaluations=watched(found, watches),
         notes=notes,
+        arm=text(declared["arm"], NAME) if isinstance(declared.get("arm"), str) else None,
     )
 
 

@@ -117,7 +117,7 @@ def _said(columns: list[Column]) -> list[Column]:
 
 
 def comparisons(verdict: Verdict, plan: Plan) -> list[Column]:
-    """A row for each candidate and rival."""
+    """A row for each candidate and rival; nothing where there is nothing to say of any."""
     made, margin = list(verdict.comparisons), f"{100 * plan.delta:.3g}"
     columns = [
         Column("candidate", [c.candidate for c in made], 99, right=False),
@@ -132,7 +132,8 @@ def comparisons(verdict: Verdict, plan: Plan) -> list[Column]:
         Column("TOST p", [_of(c, lambda c: f"{float(c.equal):.2g}") for c in made], 60),
         Column("correlation", [_of(c, _correlation) for c in made], 40),
     ]
-    return _said(columns)
+    said = _said(columns)
+    return said if len(said) > 2 else []
 
 
 def _of(c: Comparison, shown) -> str:

@@ -1,0 +1,45 @@
+"""What a run is called where many lie side by side: its comparison, its arm, its seed."""
+
+import hashlib
+import json
+from pathlib import Path
+
+# What the runs of one comparison share, of the keys that change what is computed; the rest is the arm.
+SHARED = ("model", "dataset", "epochs", "optimizer", "loss", "label_smoothing", "clip_norm", "ema")
+PLACES = ("root", "download", "cache", "workers", "ahead")  # keys of the data set that change nothing
+DECLARED = "compare.yaml"
+LONGEST = 64  # characters of a tag in W&B
+
+
+def comparison(config: dict, folder: Path) -> str:
+    """The folder of a declared comparison, else what its runs have in common: "convnet-digits-20ep-1a2b3c".
+    The same on every machine and after every resume."""
+    above = list(Path(folder).absolute().parents)[:2]
+    for parent in above:
+        if (parent / DECLARED).is_file() and parent.name:
+            return parent.name
+    shared = {key: config.get(key) for key in SHARED}
+    if isinstance(shared["dataset"], dict):
+        shared["dataset"] = {k: v for k, v in shared["dataset"].items() if k not in PLACES}
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    options = config.get("options") if isinstance(config.get("options"), dict) else {}
+    named = [options[key] for key in ("model", "dataset") if isinstance(options.get(key), str)]
+    epochs = [] if config.get("epochs") is None else [f"{config['epochs']}ep"]
+    return "-".join([*named, *epochs, digest])
+
+
+def arm(config: dict) -> str:
+    """What a comparison calls it, else the schedule with its base batch: "adabatch 32"."""
+    declared = config.get("compare")
+    if isinstance(declared, dict) and isinstance(declared.get("arm"), str):
+        return declared["arm"]
+    options, schedule = (config.get(key) if isinstance(config.get(key), dict) else {} for key in
+                         ("options", "schedule"))  # fmt: skip
+    named = options.get("schedule") or str(schedule.get("_target_", "schedule")).rpartition(".")[2]
+    batch = schedule.get("base_batch")
+    return str(named) if batch is None else f"{named} {batch}"
+
+
+def tags(config: dict) -> list[str]:
+    """Arm and seed, as tags that a dashboard can filter by."""
+    return [f"arm: {arm(config)}"[:LONGEST], f"seed: {config.get('seed')}"[:LONGEST]]

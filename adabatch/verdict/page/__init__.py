@@ -1,0 +1,111 @@
+"""report.html of a comparison: one file without scripts or outside addresses; the sentence first.
+
+pens.py     an arm's colour, dash and marker        bands.py     means over seeds and their intervals
+charts.py   axes, lines, dots as SVG                decisive.py  final error against updates
+figures.py  curves                                  seconds.py   the ledger, and the forecast
+parts.py    sentence, tables, notes, declaration    style.py     colours and layout
+"""
+
+from adabatch.errors import UserError
+from adabatch.files import read_text
+from adabatch.report.markup import Markup, el, raw
+from adabatch.report.page import POLICY
+from adabatch.verdict.arms import Verdict
+from adabatch.verdict.folders import Found
+from adabatch.verdict.formats import CAVEAT, SCOPE
+from adabatch.verdict.page import decisive, figures, parts, pens, seconds
+from adabatch.verdict.page.bands import CLOCKS
+from adabatch.verdict.page.figures import Sheet
+from adabatch.verdict.page.style import CSS, PICTURE
+from adabatch.verdict.plan import FILE
+
+FOOT = (
+    "Written by adabatch-report from the run folders alone; report.json has every figure in full precision. "
+    f"Errors: Welch's t, seeds are no pairs. Times: t of the log ratios, in pairs of equal seed. {SCOPE}"
+)
+
+
+def render(verdict: Verdict, found: Found) -> bytes:
+    """The page as UTF-8; of bounded size, whatever the folders hold."""
+    arms = list(verdict.arms)
+    held = pens.dealt(arms)
+    no_time = next((c.no_time for c in verdict.comparisons if c.no_time), None)
+    sheet = Sheet(arms, found.plan, held, no_time)
+    errors = [figures.errors(sheet, clock) for clock in CLOCKS]
+    curves = _plots(*errors, figures.target(sheet), about=_drawn(sheet))
+    settings = _plots(
+        *(figures.settings(sheet, name) for name in ("batch", "lr")), figures.stretches(sheet, "noise")
+    )
+    times = _plots(
+        _against_time(sheet, verdict),
+        figures.stretches(sheet, "rate"),
+        seconds.ledger(sheet),
+        seconds.forecast(sheet),
+    )
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", f"{verdict.sentence[:120]} - adabatch"),
+        el("style", raw(CSS)),
+    )
+    body = el(
+        "body",
+        el("header", parts.sentence(verdict, found.plan), parts.meta(found, verdict)),
+        _section("Error at equal updates", _first(verdict, found, held)),
+        _section("Arms", arms and el("div", parts.arms(verdict, found.plan, held), parts.progress(arms))),
+        _section("Comparisons", parts.comparisons(verdict, found.plan, held)),
+        _section("While training", curves),
+        _section("Batch, rate and noise", settings),
+        _section("Time", times),
+        _section("Notes", parts.notes(verdict, found)),
+        _section("What was declared", parts.declaration(found.plan, declared(found))),
+        _section("Runs", parts.runs(verdict) if arms else None),
+        el("footer", el("p", FOOT, class_="quiet")),
+    )
+    return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n".encode()
+
+
+def picture(verdict: Verdict, found: Found) -> bytes | None:
+    """Final error against updates alone, as an SVG file; None where no run has finished."""
+    drawn = decisive.alone(verdict, found.plan, pens.dealt(list(verdict.arms)), PICTURE)
+    return f"{drawn}\n".encode() if drawn else None
+
+
+def _first(verdict: Verdict, found: Found, held: dict) -> Markup | None:
+    picture = decisive.figure(verdict, found.plan, held)
+    return el("div", el("p", CAVEAT, class_="lead"), picture) if picture else None
+
+
+def _against_time(sheet: Sheet, verdict: Verdict) -> Markup | None:
+    if sheet.no_time or not verdict.comparisons:
+        return None
+    return decisive.against_time(verdict, sheet.plan, sheet.pens)
+
+
+def _plots(*found: Markup | None, about: Markup | None = None) -> Markup | None:
+    return el("div", about, el("div", *found, class_="plots")) if any(found) else None
+
+
+def _drawn(sheet: Sheet) -> Markup | None:
+    """That not every arm is in the pictures of curves."""
+    inside = [arm.name for arm in sheet.arms if not arm.infeasible and not arm.outside]
+    few = [arm.name for arm in sheet.drawn]
+    if len(few) == len(inside):
+        return None
+    said = "at the most eight adaptive ones, and fixed ones from the smallest batch to the largest"
+    return el("p", f"{len(few)} of {len(inside)} arms are drawn: {said}.", class_="quiet")
+
+
+def _section(title: str, content: Markup | None) -> Markup | None:
+    return el("section", el("h2", title), content) if content else None
+
+
+def declared(found: Found) -> str | None:
+    """compare.yaml as it stands."""
+    path = found.folder / FILE
+    try:
+        return read_text(path, 1 << 20) if path.is_file() else None
+    except UserError:
+        return None
