@@ -99,6 +99,30 @@ def whole_groups(micro_batch: int, unit: int) -> int:
     return max(1, micro_batch // unit) * unit
 
 
+def longest(
+    batch: int,
+    unit: int,
+    world: int,
+    ordered: bool = False,
+    compiled: bool = False,
+    group: int | None = None,
+) -> int:
+    """The samples beyond which a forward pass cannot grow in a run, in whole ghost groups of `unit`.
+
+    batch: the run's largest; where every batch should be made of equal passes, its first. compiled: so that
+    a growing batch keeps the one compiled shape (and no more than `group`, the noise group of a run that
+    measures, at whose borders passes end). ordered: passes are dealt out whole, so a quarter of the first
+    batch on any number of ranks: bits depend on the micro-batch, and shall not on the ranks.
+    """
+    groups = groups_in(batch, unit)
+    if ordered:
+        return unit * max(1, groups // 4)
+    if not compiled:
+        return unit * -(-groups // world)
+    most = unit * max(1, groups // world)
+    return min(most, group) if group else most
+
+
 def noise_group(wanted: int | None, unit: int, base_batch: int) -> int:
     """Samples in a noise group: `schedule.noise_group`, or where that is null half of base_batch in whole
     ghost groups of `unit`, one at least. UserError: it would cut a ghost group."""

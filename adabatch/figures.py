@@ -2,7 +2,7 @@
 
 import logging
 
-from adabatch import checkpoint, layers
+from adabatch import audit, checkpoint, layers
 from adabatch.cutting import groups_in
 
 log = logging.getLogger("adabatch")
@@ -40,6 +40,7 @@ def announce(run) -> None:
         log.warning("%s", text)
     if not parts.schedule.done(run.position):
         warn_of_idle_ranks(run, parts.schedule(parts.schedule.start(run.position)).divisor)
+    audit.begin(run)
     broken = layers.split_dependent(run.model)
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
@@ -96,4 +97,5 @@ def summary(run, errors: dict) -> dict:
         peak_memory_bytes=peak,  # of the rank that took most
         phases=run.phases,
         ledger=run.ledger.read(),
+        **({"forecast": found} if (found := audit.finished(run)) else {}),
     )

@@ -6,7 +6,7 @@ suits; what is computed does not depend on that number, so the joins leave no tr
 
 from dataclasses import dataclass
 
-from adabatch.planning.phases import phases
+from adabatch.phases import phases
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,14 @@ def depends_on(step, config: dict, classes: int, largest: int) -> dict:
 
 
 def fitting(step, schedule) -> int:
-    """The rule without any trial: whole ghost groups that fit the device's constant on every rank, and no
-    more than the run can use."""
+    """The rule without any trial: what the device's constant allows, and no more than the run can use."""
+    return min(affordable(step, schedule.samples), limit(step, schedule))
+
+
+def affordable(step, samples: int) -> int:
+    """Whole ghost groups whose activations fit the device's constant on every rank. samples: of an epoch."""
     hardware, unit = step.hardware, step.unit
-    samples = min(max(unit, 4), schedule.samples)
+    samples = min(max(unit, 4), samples)
     try:
         per_sample = activation_bytes(step, samples) / samples
     except Exception as error:
@@ -106,29 +110,18 @@ def fitting(step, schedule) -> int:
         halved(unit, unit)  # raises, with a remedy
     fits = hardware.activation_budget() / max(per_sample, 1) / unit
     (groups,), _ = hardware.ranks.spread([2 ** max(0, math.floor(math.log2(max(fits, 1))))])
-    return min(unit * groups, limit(step, schedule))
+    return unit * groups
 
 
 def limit(step, schedule) -> int:
-    """The samples beyond which a forward pass cannot grow in this run, in whole ghost groups.
-
-    It is this rank's share of the largest batch. Of the first batch where every batch should be made of equal
-    passes: with compile=true, so that a growing batch keeps the one compiled shape (and no more than a noise
-    group, at whose borders the passes of a measuring step end). With reduction=ordered, whose passes are
-    dealt out whole, a quarter of the first batch on any number of ranks: its bits depend on the micro-batch,
-    and shall not on the ranks.
-    """
+    """The samples beyond which a forward pass cannot grow in this run: `cutting.longest`."""
     from adabatch.measure import GROUPED
 
-    hardware, unit, world = step.hardware, step.unit, step.hardware.ranks.world
+    hardware = step.hardware
     first = hardware.compile or hardware.ordered
-    groups = cutting.groups_in(schedule(0).divisor if first else largest_batch(schedule), unit)
-    if hardware.ordered:
-        return unit * max(1, groups // 4)
-    if not hardware.compile:
-        return unit * -(-groups // world)
-    group = step.meter.size if schedule.needs & GROUPED else math.inf
-    return min(unit * max(1, groups // world), group)
+    batch = schedule(0).divisor if first else largest_batch(schedule)
+    group = step.meter.size if hardware.compile and schedule.needs & GROUPED else None
+    return cutting.longest(batch, step.unit, hardware.ranks.world, hardware.ordered, hardware.compile, group)
 
 
 def largest_batch(schedule) -> int:

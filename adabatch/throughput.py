@@ -1,21 +1,29 @@
 """Throughput by batch size as it was recorded: a profile in a JSON file, or the phases of a finished run.
 
+What `adabatch-profile` writes (of several profiles in one file FILE@KEY names one), or
+
 {"format": 1, "points": [{"batch_size": 32, "samples_per_second": 1000.0}, ...]}
 """
 
 import math
 from pathlib import Path
 
+from adabatch import profiles
 from adabatch.errors import UserError
 from adabatch.files import FORMAT, read_json, write_json
 
-REMEDY = "name a JSON file of points or the folder of a finished run that trained two batch sizes or more"
+REMEDY = (
+    "name a file of adabatch-profile's, a JSON file of points, or the folder of a finished run that trained "
+    "two batch sizes or more"
+)
 
 
 def profile(source: str) -> list[tuple[int, float]]:
     """[(batch size, samples per second), ...] by batch size, two or more. source: a file or a run's folder.
     UserError: neither, or it does not hold them."""
-    path = Path(source).expanduser()
+    path, key = profiles.split(source)
+    if path.is_dir() and (path / "profile.json").is_file() and not (path / "config.yaml").exists():
+        path = path / "profile.json"
     if path.is_dir():
         if not (path / "summary.json").is_file():
             raise UserError(f"schedule.profile={source} is no finished run (no summary.json): {REMEDY}")
@@ -27,6 +35,8 @@ def profile(source: str) -> list[tuple[int, float]]:
     value = read_json(path)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError(f'{path} has no "format": {FORMAT}: {REMEDY}')
+    if not phases and "profiles" in value:
+        return _of_profile(profiles.chosen(profiles.parsed(value, path), key, path), source)
     try:
         found = _of_phases(value["phases"]) if phases else _of_points(value["points"])
     except (KeyError, TypeError, ValueError) as error:
@@ -42,6 +52,17 @@ def keep(source: str, folder: Path) -> None:
     again, by which it is identified."""
     points = [{"batch_size": b, "samples_per_second": rate} for b, rate in profile(source)]
     write_json(Path(folder) / "profile.json", {"format": FORMAT, "points": points})
+
+
+def _of_profile(found: list, source) -> list[tuple[int, float]]:
+    """Each batch as a run cuts it."""
+    if len(found) > 1:
+        held = "; ".join(f"@{p.key} ({p.words()})" for p in found)
+        raise UserError(f"schedule.profile={source} holds {len(found)} profiles, name one: {held}")
+    rates = [(p.batch_size, p.samples_per_second) for p in found[0].plain()]
+    if len(rates) < 2:
+        raise UserError(f"{source} holds {len(rates)} batch size(s), a profile two or more: {REMEDY}")
+    return rates
 
 
 def _of_points(points: list) -> dict[int, float]:

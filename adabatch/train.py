@@ -147,7 +147,8 @@ def finish(run: Record) -> dict:
         run.save_weights("weights.pt")
     figures = summary(run, errors)
     run.trackers.log(
-        run.stamp("end", run.position) | {k: v for k, v in figures.items() if k not in ("phases", "ledger")}
+        run.stamp("end", run.position)
+        | {k: v for k, v in figures.items() if k not in ("phases", "ledger", "forecast")}
     )
     run.trackers.sync()
     figures = {"format": runs.FORMAT, "version": __version__} | figures

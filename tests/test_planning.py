@@ -20,9 +20,9 @@ from support import SMALL, run
 from adabatch import config, plan, runs
 from adabatch.errors import UserError
 from adabatch.hardware import Hardware
+from adabatch.phases import curve, phases, totals
 from adabatch.planning import power, table
 from adabatch.planning.command import command, plan_all
-from adabatch.planning.phases import curve, phases, totals
 from adabatch.schedules import Constant, Schedule, Steps, walk
 
 ROOT = Path(__file__).resolve().parents[1]

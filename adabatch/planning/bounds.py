@@ -4,7 +4,7 @@ import copy
 import math
 
 from adabatch import cutting
-from adabatch.planning.phases import phases
+from adabatch.phases import phases
 from adabatch.schedules.closed import NEEDS, Controller
 
 

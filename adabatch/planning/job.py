@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from adabatch import cutting, plan
 from adabatch.errors import UserError
+from adabatch.phases import Phase, curve, phases, totals
 from adabatch.planning import bounds
-from adabatch.planning.phases import Phase, curve, phases, totals
 from adabatch.planning.warnings import warnings
 
 
@@ -14,7 +14,7 @@ class Plan:
     """found: the phases; of a closed loop as if it never decided, and only the first is certain. closed: what
     is known of a closed loop, None for an open one. curve: see `phases.curve`. micro, unit: samples of a
     forward pass as asked for (None: auto) and of a ghost group (None: only the network knows). hardware: the
-    configuration's."""
+    configuration's. config: the whole of it. forecast: `times.forecast_of`, once it was asked for."""
 
     overrides: tuple
     options: dict
@@ -28,6 +28,8 @@ class Plan:
     micro: int | None
     unit: int | None
     hardware: dict
+    config: dict
+    forecast: dict | None = None
 
     @property
     def world(self) -> int:
@@ -51,7 +53,7 @@ class Plan:
         return {
             "phases": rows,
             "warnings": self.warnings,
-            "forecast": None,
+            "forecast": self.forecast,
             "closed_loop": self.closed is not None,
             "measuring": self.closed,
             "totals": None if self.closed else self.totals,
@@ -121,4 +123,5 @@ def planned(config: dict, overrides=(), notes=()) -> Plan:
         micro=micro if isinstance(micro, int) else None,
         unit=unit,
         hardware=config["hardware"],
+        config=config,
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from adabatch import files
 from adabatch.errors import UserError, suggest
+from adabatch.phases import Phase, curve, phases
 from adabatch.planning import bounds
 from adabatch.planning.job import Plan
-from adabatch.planning.phases import Phase, curve, phases
 from adabatch.planning.table import DEEP
 from adabatch.report import svg
 from adabatch.report.series import MARKS, Line, Panel, scale, thin_steps

@@ -12,23 +12,13 @@ freedom: 0.40, 0.69, 0.93 at sd = margin for 5, 10, 20 seeds.
 import math
 from statistics import NormalDist
 
+from adabatch.student import quantile
+
 MARGIN = 0.01  # of an error rate: one percentage point
 ASSUMED_ERROR = 0.10  # nobody knows the error before the run
 SEEDS = 5  # runs of each arm
 ALPHA, POWER = 0.05, 0.8
 MOST_SEEDS = 20  # more than this is no advice
-
-
-def quantile(share: float, freedom: float) -> float:
-    """Of Student's t, by three terms of Cornish and Fisher's expansion: within 3e-3 from 4 degrees of freedom
-    on."""
-    z = NormalDist().inv_cdf(share)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / freedom**k for k, term in enumerate(terms, 1))
 
 
 def spread(error: float, samples: int) -> float:
@@ -52,6 +42,20 @@ def largest_spread(seeds: int = SEEDS, margin: float = MARGIN) -> float:
     """The standard deviation at which the power is just POWER."""
     needed = quantile(1 - ALPHA, 2 * seeds - 2) + NormalDist().inv_cdf(POWER)
     return margin / (needed * math.sqrt(2 / seeds))
+
+
+def resolved(samples: int, seeds: int) -> str:
+    """Whether `seeds` runs of each arm and this evaluation set can show that an arm is not worse."""
+    sd, enough = spread(ASSUMED_ERROR, samples), f"more than {MOST_SEEDS}"
+    enough = seeds_needed(sd) or enough
+    margin = f"{100 * MARGIN:g} percentage point at an error of {100 * ASSUMED_ERROR:g} %"
+    margin += f" on {samples:,} samples"
+    if seeds < 2:
+        return f"seeds      one run of each arm resolves nothing; {enough} resolve {margin}"
+    chance = power(sd, seeds)
+    if chance >= POWER:
+        return f"seeds      {seeds} of each arm resolve {margin}: power {chance:.0%}"
+    return f"seeds      {seeds} of each arm do not resolve {margin}: power {chance:.0%}; {enough} would"
 
 
 def too_small(samples: int, split: str) -> str | None:

@@ -1,8 +1,8 @@
 """What a user should know of a plan before the run. One sentence each: what, where, what to do."""
 
 from adabatch import plan
+from adabatch.phases import Phase
 from adabatch.planning import power
-from adabatch.planning.phases import Phase
 from adabatch.schedules.core import Schedule
 from adabatch.schedules.factors import Constant, Steps
 

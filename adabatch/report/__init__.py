@@ -4,6 +4,7 @@ facts.py    the folder's files as plain, bounded values
 series.py   the four panels: what is drawn, thinned how
 png.py      the panels by matplotlib          svg.py     the panels and the ledger's bar as inline SVG
 page.py     the HTML page                     markup.py  elements that escape what they hold
+expected.py forecast against measured
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """report.html: one file without scripts or outside addresses, headline figures first."""
 
-from adabatch.report import parts
+from adabatch.report import expected, parts
 from adabatch.report.facts import Facts, text
 from adabatch.report.markup import Markup, el, raw
 from adabatch.report.series import Panel
@@ -30,6 +30,7 @@ def render(run: Facts, panels: list[Panel]) -> bytes:
         _section("Phases", parts.phases(run)),
         _section("What changed with the batch", parts.changes(run)),
         _section("Where the time went", parts.ledger(run)),
+        _section("Forecast and measured", expected.section(run)),
         _section("Resume and compare", parts.commands(run)),
         _section("Everything else", _folded(run)),
         el("footer", el("p", SOURCE, class_="quiet")),

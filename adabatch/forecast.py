@@ -1,0 +1,222 @@
+"""The training time of a schedule before it is run: the sum over its exact steps of what each takes
+(`pace.py`). No torch.
+
+The interval is exp(log T +- t sqrt(s_out^2 + s_rep^2 + s_drift^2)), 5 % at least: the error of interpolating
+a size that is left out, the spread of the repeated steps, and that of the point that was timed between all
+others; t is Student's at 95 %, with as many degrees of freedom as sizes could be left out.
+"""
+
+import math
+import random
+import statistics
+from dataclasses import dataclass, replace
+
+from adabatch import profiles
+from adabatch.errors import UserError
+from adabatch.pace import Pace
+
+LEAST = 0.05  # no interval is narrower, to either side
+DRAWS = 2000
+AUDITS = 10  # finished runs with a forecast after which their own errors tell the interval
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps of one batch size. last: samples of the last batch where that is cut; start: the position.
+    measured: how many of the steps measure the gradient for a closed loop."""
+
+    start: int
+    batch_size: int
+    steps: int
+    last: int | None = None
+    measured: int = 0
+
+    def counted(self) -> list[tuple[int, int]]:
+        """[(batch size, steps), ...]."""
+        cut = self.steps > 0 and self.last not in (None, self.batch_size)
+        whole = [(self.batch_size, self.steps - cut)] if self.steps > cut else []
+        return whole + ([(self.last, 1)] if cut else [])
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of training time (`train_seconds` of a summary). low, high: the 95 % interval, None where the profile
+    cannot tell. phases: seconds of each stretch. extrapolated: the share of the time that lies beyond what
+    was measured."""
+
+    seconds: float
+    low: float | None
+    high: float | None
+    phases: tuple[float, ...]
+    causes: dict
+    extrapolated: float
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What a closed loop measures of gradients, and how often: samples between two times, 0 = every step."""
+
+    needs: frozenset = frozenset()
+    every: int = 0
+
+    def of(self, stretch: Stretch) -> Stretch:
+        """With the number of its steps that measure."""
+        often = stretch.steps * stretch.batch_size // self.every if self.every else stretch.steps
+        return replace(stretch, measured=min(stretch.steps, often) if self.needs else 0)
+
+
+def measuring_of(schedule) -> Measuring:
+    loop = getattr(schedule, "measuring", None)
+    return Measuring(frozenset(schedule.needs) - {"validation", "loss"}, loop.every) if loop else Measuring()
+
+
+def forecast(
+    pace, stretches: list[Stretch], audits: list[float] = (), measuring: Measuring = Measuring()
+) -> Forecast:
+    """Of a run over these stretches, with what the first step of each new size takes longer. audits: measured
+    / forecast of finished runs on this device. measuring: its cost is in it where the profile knows it."""
+    phases, beyond, extra = [], 0.0, dict(pace.first)
+    data = waiting = gradients = 0.0
+    for stretch in map(measuring.of, stretches):
+        seconds = 0.0
+        if stretch.measured and (more := pace.measuring(measuring.needs, stretch.batch_size)):
+            seconds = stretch.measured * more
+            gradients += seconds
+        for batch, count in stretch.counted():
+            step = pace.step(batch)
+            own = count * step.seconds
+            data, waiting = data + count * step.data, waiting + count * step.communication
+            beyond += own * step.extrapolated
+            seconds += own + extra.pop(pace.cut(batch)[0], 0.0)
+        phases.append(seconds)
+    total, half = math.fsum(phases), pace.half_width()
+    low, high = (None, None) if half is None else interval(total, half)
+    if factors := empirical(audits):
+        low, high = (total * factor for factor in factors)
+    causes = {"compute": total - data - waiting - gradients, "data": data}
+    causes |= {"exposed_communication": waiting, "measuring": gradients}
+    return Forecast(total, low, high, tuple(phases), causes, beyond / total if total else 0.0)
+
+
+def stretches_of(found) -> list[Stretch]:
+    """Of a plan's phases (`phases.py`)."""
+    return [Stretch(p.start, p.batch_size, p.steps, p.trained - (p.steps - 1) * p.batch_size) for p in found]
+
+
+def between(
+    pace, smallest: int, largest: int, samples: int, measuring: Measuring = Measuring()
+) -> tuple[float, float]:
+    """The least and the most seconds of runs under one batch size: of a closed loop nobody knows more."""
+    sizes = [b for b in pace.measured if smallest <= b <= largest]
+    seconds = [
+        forecast(pace.alone(b), fixed_arm(b, samples), measuring=measuring).seconds
+        for b in {smallest, *sizes, largest}
+    ]
+    return min(seconds), max(seconds)
+
+
+def fixed_arm(batch: int, samples: int) -> list[Stretch]:
+    """A run of so many samples under one batch size."""
+    steps = -(-samples // batch)
+    return [Stretch(0, batch, steps, samples - (steps - 1) * batch)]
+
+
+def interval(seconds: float, half: float) -> tuple[float, float]:
+    """exp(log T +- half), 5 % at least."""
+    return (
+        min(seconds * math.exp(-half), seconds * (1 - LEAST)),
+        max(seconds * math.exp(half), seconds * (1 + LEAST)),
+    )
+
+
+def speed_up(slow: tuple, fast: tuple) -> tuple[float, float | None, float | None]:
+    """(T(slow) / T(fast), and its 95 % interval) of two arms, (pace, stretches) each, by one profile: both
+    are drawn with the same errors of the measured sizes, so that what they share, drift above all,
+    cancels."""
+    pace = slow[0]
+    a, b = (own.parts([each for s in arm for each in s.counted()]) for own, arm in (slow, fast))
+    ratio = forecast(*slow).seconds / forecast(*fast).seconds
+    half = pace.half_width(drift=False)
+    if half is None:
+        return ratio, None, None
+    spread = half / 1.959964  # of a normal error that is as wide
+    generator = random.Random(0)
+    weights = {m: pace.curve.weights(m) for m in {*a[0], *b[0]}}
+    base = (sum(a[0].values()) + a[1]) / (sum(b[0].values()) + b[1])
+    drawn = []
+    for _ in range(DRAWS):
+        errors = [generator.gauss(0, spread) for _ in pace.curve.knots]
+        fixed = math.exp(generator.gauss(0, spread))
+        moved = {m: math.exp(sum(w * errors[i] for i, w in near.items())) for m, near in weights.items()}
+        times = [sum(s * moved[m] for m, s in passes.items()) + own * fixed for passes, own in (a, b)]
+        drawn.append(times[0] / times[1] / base)
+    drawn.sort()
+    return ratio, ratio * drawn[round(0.025 * DRAWS)], ratio * drawn[round(0.975 * DRAWS) - 1]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The most that this hardware can gain over `slow` at equal samples, and the batch that gains it."""
+
+    ratio: float
+    batch_size: int
+    slow: int
+
+
+def upper_bound(pace: Pace, smallest: int, largest: int) -> Bound:
+    """max over fixed batches of throughput(B) / throughput(smallest): no schedule between these sizes trains
+    as many samples faster. It does not bound the time to a target. Sizes beyond the measured ones claim
+    nothing, unless all are."""
+    sizes = {smallest, largest, *(b for b in pace.measured if smallest <= b <= largest)}
+    known = sorted(b for b in sizes if not pace.alone(b).step(b).extrapolated) or sorted(sizes)
+    rates = {b: pace.alone(b).throughput(b) for b in {*known, smallest}}
+    best = max(known, key=rates.get)
+    return Bound(rates[best] / rates[smallest], best, smallest)
+
+
+def empirical(audits: list[float]) -> tuple[float, float] | None:
+    """The 5 % and 95 % quantiles of measured / forecast over finished runs; None for fewer than ten."""
+    if len(audits) < AUDITS:
+        return None
+    cuts = statistics.quantiles(audits, n=20, method="inclusive")
+    return cuts[0], cuts[-1]
+
+
+def differences(ours: dict, theirs: dict, path: str = "") -> list[str]:
+    """Dotted keys in which two configurations differ, each with both values."""
+    found = []
+    for name in sorted({*ours, *theirs}):
+        a, b, at = ours.get(name), theirs.get(name), f"{path}.{name}" if path else str(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, at)
+        elif a != b:
+            found.append(
+                f"{profiles.printable(at)}: {profiles.printable(a)}, the profile has {profiles.printable(b)}"
+            )
+    return found
+
+
+def fitting(
+    found: list[profiles.Profile], configuration: dict, source, processes=None, threads=None
+) -> profiles.Profile:
+    """The profile of this configuration; of several the one with as many processes and threads. UserError:
+    none is of it, or several are."""
+    same = [p for p in found if p.configuration == configuration]
+    if not same:
+        nearest = min((differences(configuration, p.configuration) for p in found), key=len)
+        more = f" and {len(nearest) - 3} more" if len(nearest) > 3 else ""
+        raise UserError(
+            f"{source} was not measured for this run: {'; '.join(nearest[:3])}{more}. Profile it with the "
+            "same overrides: adabatch-profile ..."
+        )
+    wanted = [p for p in same if p.world == (processes or 1)]
+    wanted = [p for p in wanted if threads is None or p.machine["threads"] == threads] or wanted
+    if len(wanted) == 1:
+        return wanted[0]
+    held = "; ".join(f"@{p.key} ({p.words()})" for p in (wanted or same))
+    if wanted:
+        raise UserError(f"{source} holds several profiles of this run, name one: {held}")
+    raise UserError(
+        f"{source} was not measured on {processes or 1} process(es), but: {held}. Profile that number too "
+        "and merge the files, or plan for one that was measured: hardware.processes=N"
+    )
