@@ -44,7 +44,10 @@ def task(tree):
 
         _alone()  # a YAML may say hydra.mode=MULTIRUN
         jobs.terminal()
-        return sweep.run_isolated(good.config, folder, overrides, good.notes)["summary"]
+        named = () if os.path.dirname(folder) == "outputs" else (f"hydra.run.dir={folder}",)
+        record = sweep.run_isolated(good.config, folder, overrides, good.notes, named=named)
+        chosen = not hydra.sweeper._target_.endswith((".BasicSweeper", ".CompareSweeper"))
+        return sweep.score(record) if chosen else record["summary"]
     summary, code = jobs.run_job(good.config, folder, overrides, good.notes)
     if code:
         raise JobFailed(f"job {' '.join(overrides)} ended with code {code}: see {folder}/log.txt")
@@ -78,6 +81,7 @@ def command(arguments: list[str]) -> int:
         if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
             _alone()
         code = _hydra(arguments)
+        _the_last_jobs()
     except KeyboardInterrupt:
         _jobs_so_far()
         return 130
@@ -136,9 +140,15 @@ def _hydra(arguments: list[str]) -> int:
     return 0
 
 
+def _the_last_jobs() -> None:
+    """Waits for those that hardware.parallel_runs left running."""
+    if sweep := sys.modules.get("adabatch.sweep"):
+        sweep.drain()
+
+
 def _jobs_so_far() -> int:
     sweep = sys.modules.get("adabatch.sweep")
-    return sweep.show() if sweep is not None and sweep.records else 0
+    return sweep.show() if sweep is not None and (sweep.records or sweep.epilogue) else 0
 
 
 def _overrides(arguments: list[str]) -> list[str]:

@@ -199,7 +199,7 @@ def check_sweep(root: DictConfig) -> None:
     )
     _swept[:] = [o.key_or_group for o in overrides if o.is_sweep_override()]
     if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
-        return  # other sweepers choose their jobs as they go
+        return choosing(root)
     jobs = BasicSweeper.split_arguments(overrides, None)[0]
     for number, job in enumerate(jobs):
         try:
@@ -208,6 +208,20 @@ def check_sweep(root: DictConfig) -> None:
             checked(tree)
         except UserError as error:
             raise UserError(f"job {number} of {len(jobs)} ({' '.join(job)}): {error}") from None
+
+
+def choosing(root: DictConfig) -> None:
+    """UserError where a sweeper that chooses its jobs by the results of others cannot."""
+    name = str(root.hydra.sweeper.get("_target_"))
+    if name.endswith(".CompareSweeper"):
+        return  # it looks into the folders
+    if not root.dataset.get("validation"):
+        raise UserError(
+            f"{name} chooses by the error, and nothing may choose by the test set: set dataset.validation "
+            f"to a number of samples, got {root.dataset.get('validation')}"
+        )
+    if (root.hardware.get("parallel_runs") or 1) > 1:
+        raise UserError(f"{name} waits for each run: hardware.parallel_runs=1")
 
 
 def one_launcher(root: DictConfig, job: DictConfig) -> None:
@@ -221,7 +235,21 @@ def one_launcher(root: DictConfig, job: DictConfig) -> None:
         )
 
 
+def one_comparison(root: DictConfig) -> None:
+    """UserError where keys of a comparison are given and none is made, or one without a multirun."""
+    if str(root.hydra.sweeper._target_).endswith(".CompareSweeper"):
+        if root.hydra.mode != RunMode.MULTIRUN and not root.compare.arm:
+            raise UserError(
+                "experiment=compare runs every arm with several seeds: adabatch -m experiment=compare ..."
+            )
+        return
+    given = next((o for o in typed_lines(root.hydra) if o.lstrip("+~").startswith("compare.")), None)
+    if given and not root.compare.arm:
+        raise UserError(f"{given} is for a comparison: adabatch -m experiment=compare ...")
+
+
 def _check(_root_) -> str:
+    one_comparison(_root_)
     if _root_.hydra.mode == RunMode.MULTIRUN:
         check_sweep(_root_)
     else:

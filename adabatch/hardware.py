@@ -28,8 +28,8 @@ class Hardware:
     micro_batch: samples in one forward pass, or auto: prefer=largest that fits, or the fastest. reduction:
     fast, or ordered (`summing.py`). processes: on this machine, null = one, or what torchrun or srun started
     (`spawn.py`). nodes: machines of a submitted job, which its launcher asks for; phases:
-    its number of processes by the batch (`legs.py`). join_timeout: seconds that
-    ranks wait for each other at the start.
+    its number of processes by the batch (`legs.py`). parallel_runs: of a multirun on this machine at once
+    (`sweep.py`). join_timeout: seconds that ranks wait for each other at the start.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Hardware:
         processes: int | None = None,
         nodes: int = 1,
         phases: str | int | None = None,
+        parallel_runs: int = 1,
         join_timeout: float = 300.0,
     ):
         if precision not in PRECISIONS:

@@ -8,13 +8,14 @@ process of its own. `run` is the same from Python. No torch is imported before a
 import contextlib
 import importlib
 import logging
+import os
 import pickle
 import shlex
 import sys
 import time
 from pathlib import Path
 
-from adabatch import claim, processes, runs, signals, spawn, submission, traces
+from adabatch import claim, processes, runs, sharing, signals, spawn, submission, traces
 from adabatch.environment import before_torch, describe
 from adabatch.errors import HandOver, Interrupted, Lost, RankLost, UserError
 from adabatch.lead import Lead, follow
@@ -92,6 +93,10 @@ def _placed(job: tuple, folder: Path, stop: Stop, place, places, command: str, r
         with logged(folder):
             if leg is None and (config.get("hardware") or {}).get("phases"):
                 log.warning("hardware.phases is for jobs that hydra/launcher=slurm submits, not for this run")
+            if (config.get("hardware") or {}).get("parallel_runs", 1) > 1 and not os.environ.get(
+                sharing.SHARED
+            ):
+                log.warning("hardware.parallel_runs is for a multirun (adabatch -m), not for this run")
             return _owned(job, folder, stop, owner, command, reraise, lead)
 
 
@@ -200,6 +205,8 @@ def _trained(job: tuple, folder: Path, lead, told, gone) -> dict:
     lead.say("done" if done else "go", gone)
     found = done or train(config, folder, told, **lead.arguments())
     summary = {"format": runs.FORMAT, **found, **label}
+    if sharing.shared(folder):
+        summary["shared"] = True
     runs.write_json(folder / "summary.json", summary)
     return summary
 
@@ -207,6 +214,7 @@ def _trained(job: tuple, folder: Path, lead, told, gone) -> dict:
 def _labelled(config: dict, folder: Path, overrides: list) -> dict:
     """Writes what was asked for; what of it the summary repeats."""
     runs.write_yaml(folder / "config.yaml", {"format": runs.FORMAT, **config})
+    sharing.note(folder, config)
     label = {"identity": runs.identity(config, runs.contents(config)), "overrides": overrides}
     runs.write_yaml(
         folder / "overrides.yaml", {"format": runs.FORMAT, **label, "family": runs.family(config)}

@@ -86,6 +86,9 @@ def _culprit(overrides) -> str | None:
     choices = {}
     for override in parsed:
         key = override.key_or_group
+        if key == "arm":
+            line = override.input_line
+            return f"{line}: arms are those of a comparison: experiment=compare compare.arms=[...]"
         if key in groups:
             options = loader.get_group_options(key, ObjectType.CONFIG)
             if override.is_add():

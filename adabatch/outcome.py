@@ -143,6 +143,8 @@ def figures(summary: dict) -> str:
 def next_steps(folder: Path, overrides) -> str:
     """Where the report lies, and the command that compares this run's schedule with a fixed batch."""
     lines = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
+    if any(o.startswith("compare.arm=") for o in overrides):
+        return "\n".join(lines)  # it is compared already
     option = next((o.partition("=")[2] for o in overrides if o.startswith("schedule=")), "fixed")
     arms = "schedule=fixed," + (option if option not in ("fixed", "replay") else "adabatch")
     # Keys of one schedule are not another's: only those that every one has are kept.

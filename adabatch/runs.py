@@ -38,12 +38,12 @@ EXCLUDED = (
     "dataset.root", "dataset.download", "dataset.cache", "dataset.workers", "dataset.ahead",
     "hardware.processes", "hardware.nodes", "hardware.phases", "hardware.parallel_runs",
     "hardware.micro_batch", "hardware.prefer", "hardware.join_timeout", "compare", "timing",
-    "rehearsal.kill_after", "rehearsal.witness",
+    "rehearsal.kill_after", "rehearsal.witness", "forecast",
 )  # fmt: skip
 
 # What is measured in a row or a summary; everything else is equal between equal runs.
 TIMES = ("seconds", "train_seconds", "device_seconds", "wall_seconds")
-MEASURED = (*TIMES, "images_per_second", "peak_memory_bytes", "ledger")
+MEASURED = (*TIMES, "images_per_second", "peak_memory_bytes", "ledger", "forecast")
 
 READABLE = 80  # characters of a folder's name before its hex; file systems allow 255
 
@@ -64,7 +64,7 @@ def listed_for(config: dict) -> tuple:
     target = str(model.get("_target_"))
     ours = target.startswith("adabatch.") and not target.startswith("adabatch.models.torchvision.")
     if (model.get("norm") == "batch" or not ours) and not config.get("rehearsal"):
-        return tuple(entry for entry in EXCLUDED if not entry.startswith("hardware."))
+        return tuple(e for e in EXCLUDED if not e.startswith("hardware.") or e == "hardware.parallel_runs")
     return EXCLUDED
 
 

@@ -1,6 +1,6 @@
 """Values that no run can have, refused before torch is imported and before a folder is made."""
 
-from adabatch import cutting, plan
+from adabatch import cutting, plan, profiles
 from adabatch.errors import UserError, suggest
 
 GROUPS = ("model", "dataset", "schedule", "hardware", "optimizer")
@@ -93,6 +93,11 @@ def general(values: Values) -> None:
             number(path, "a whole number of pixels from 0", lambda v: v >= 0, whole=True)
     values.choice("checkpoint.keep", ("last", "none"))
     values.choice("trackers.wandb.mode", WANDB_MODES)
+    profile = at("forecast")
+    if profile not in (None, "auto"):
+        if not isinstance(profile, str):
+            raise UserError(f"forecast is auto, null or a file of adabatch-profile's, got {profile!r}")
+        profiles.read(profile)
     rehearsing(values)
     if at("checkpoint.best") and not at("dataset.validation"):
         raise UserError(
@@ -147,6 +152,8 @@ def hardware(values: Values) -> None:
     if values.at("hardware.phases") not in (None, "auto"):
         rule = "null, auto (a process for each schedule.base_batch samples), or samples for a process"
         values.number("hardware.phases", rule, lambda v: v > 0, whole=True)
+    if values.at("hardware.parallel_runs") is not None:
+        values.number("hardware.parallel_runs", "a whole number above 0", lambda v: v > 0, whole=True)
     values.choice("hardware.convolution", ("auto", "library"))
     values.choice("hardware.reduction", ("fast", "ordered"))
     values.choice("hardware.prefer", ("largest", "fastest"))

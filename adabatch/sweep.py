@@ -1,4 +1,5 @@
-"""Multirun with Hydra's own launcher: every job in a process of its own, one after the other.
+"""Multirun with Hydra's own launcher: every job in a process of its own, one after the other, or
+hardware.parallel_runs of them at once.
 
 A job that fails, exits or is killed is recorded, and the others go on. A job is forked, which saves importing
 torch once more, only from a parent in which torch is imported and untouched; otherwise a fresh process is
@@ -7,6 +8,7 @@ started.
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -16,10 +18,13 @@ from pathlib import Path
 
 from adabatch import jobs, owner, processes, runs, spawn
 from adabatch.environment import before_torch
-from adabatch.signals import Forward, Stop, die_with_parent
+from adabatch.pool import Pool
+from adabatch.signals import Stop, die_with_parent
 
 log = logging.getLogger("adabatch")
 records: list[dict] = []  # what became of the jobs of this process's multirun, in order
+accepted = {"finished"}  # states that are no failure of the multirun; a comparison records others as outcomes
+epilogue: list = []  # what is called after the table
 _threads_after_import: int | None = None  # native threads when torch had just been imported
 
 
@@ -62,32 +67,47 @@ def may_fork(config: dict) -> bool:
     )
 
 
-def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = None) -> dict:
+def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = None, named=()) -> dict:
     """One job in its own process; appends to `records` and returns what became of it. Never raises for the
     job.
 
-    fork: None decides by may_fork. KeyboardInterrupt after the child has ended, when this process was told to
-    stop.
+    With hardware.parallel_runs above 1 it returns while the job runs (state "running"), as soon as fewer jobs
+    than that do; `drain` waits for the rest. fork: None decides by may_fork. named: Hydra's own overrides
+    that belong to the command that goes on with this job alone. KeyboardInterrupt after all children have
+    ended, when this process was told to stop.
     """
-    folder = Path(folder)
+    folder, overrides = Path(folder), list(overrides)
     if fork is None:
         if sys.platform == "linux":
             import_torch()
         fork = may_fork(config)
-    log.info(f"job {len(records)}: {' '.join(overrides) or 'defaults'}")
-    start = _fork if fork else _fresh
-    with Forward() as forward:
-        pid, wait = start(config, folder, list(overrides), tuple(notes), forward)
-        forward.to(lambda number: os.kill(pid, number))
-        code = wait()
-    record = _record(folder, list(overrides), code, pid, forward.count > 0)
+    most = parallel(config)
+    pool.room(most)
+    number = len(records)
+    log.info(f"job {number}: {label(overrides) or 'defaults'}")
+    record = {"overrides": overrides, "folder": str(folder), "state": "running", "error": None,
+              "exit_code": None, "summary": None}  # fmt: skip
     records.append(record)
-    if forward.count or record["exit_code"] == 130:
-        raise KeyboardInterrupt
+    pool.start(
+        record, _fork if fork else _fresh, (config, folder, overrides, tuple(notes), tuple(named)), most
+    )
+    if most == 1:
+        drain()
     return record
 
 
-def _fork(config, folder, overrides, notes, forward):
+def parallel(config: dict) -> int:
+    """Jobs of a multirun that may run at once on this machine."""
+    return (config.get("hardware") or {}).get("parallel_runs") or 1
+
+
+def drain() -> None:
+    """Waits for the jobs that still run. KeyboardInterrupt where this process was told to stop."""
+    while pool.jobs:
+        pool.wait_for_one()
+
+
+def _fork(config, folder, overrides, notes, named, forward):
     parent = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -102,7 +122,7 @@ def _fork(config, folder, overrides, notes, forward):
             with Stop() as stop:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 die_with_parent(parent)
-                code = jobs.run_job(config, folder, overrides, notes, stop=stop)[1]
+                code = jobs.run_job(config, folder, overrides, notes, stop=stop, places=named)[1]
         except BaseException as error:
             code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
             traceback.print_exc()
@@ -114,12 +134,19 @@ def _fork(config, folder, overrides, notes, forward):
     with contextlib.suppress(OSError):  # the child does the same; whoever is first
         os.setpgid(pid, pid)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return pid, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    ended = []
+
+    def poll() -> int | None:
+        if not ended and (found := os.waitpid(pid, os.WNOHANG))[0]:
+            ended.append(os.waitstatus_to_exitcode(found[1]))
+        return ended[0] if ended else None
+
+    return pid, poll
 
 
-def _fresh(config, folder, overrides, notes, _forward):
-    process = spawn.fresh((config, str(folder), overrides, notes))
-    return process.pid, process.wait
+def _fresh(config, folder, overrides, notes, named, _forward):
+    process = spawn.fresh((config, str(folder), overrides, notes), named)
+    return process.pid, process.poll
 
 
 def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bool) -> dict:
@@ -131,7 +158,9 @@ def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bo
         status = run.status or {}
         state, error = status.get("state"), status.get("error")
         summary = run.summary
-    if code < 0 or state == "running" or (state in (None, "finished") and code not in (0, 2)):
+    if code == 2 and state == "running":
+        state, error = "in use", "another process has its folder, see above"
+    elif code < 0 or state == "running" or (state in (None, "finished") and code not in (0, 2)):
         why = spawn.death(code)
         ours = "interrupted" if told_to_stop else "failed"
         with contextlib.suppress(Exception):
@@ -152,10 +181,20 @@ def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bo
             "exit_code": code, "summary": summary}  # fmt: skip
 
 
+def label(overrides: list[str]) -> str:
+    """A job's overrides in a line; of a comparison's job what tells it from the others."""
+    arm = next((o.partition("=")[2].strip("'") for o in overrides if o.startswith("compare.arm=")), None)
+    shown = [o for o in overrides if o.startswith(("seed=", "schedule.base_lr="))]
+    tuning = [o for o in overrides if o == "compare.stage=tuning"]
+    return " ".join([arm, *shown, *tuning] if arm else overrides)
+
+
 def table(found: list[dict]):
     """All jobs of a multirun as a rich table: what distinguishes them, state, error, seconds, folder."""
     from rich.table import Table
 
+    compared = all(label(r["overrides"]) != " ".join(r["overrides"]) for r in found)
+    found = [{**r, "overrides": [label(r["overrides"])]} for r in found] if compared else found
     common = set.intersection(*(set(r["overrides"]) for r in found)) if len(found) > 1 else set()
     result = Table(title=f"{len(found)} jobs" + (f", all with {' '.join(sorted(common))}" if common else ""))
     for name, justify in (("job", "right"), ("overrides", "left"), ("state", "left"), ("error", "right"),
@@ -178,8 +217,27 @@ def table(found: list[dict]):
     return result
 
 
+pool = Pool(_record)
+
+
+def score(record: dict) -> float | None:
+    """What a sweeper that searches (Optuna) makes smaller: the validation error, infinite for a run that
+    broke down by what was chosen for it."""
+    if record["state"] in ("diverged", "out_of_memory"):
+        return math.inf
+    return (record["summary"] or {}).get("final_validation_error")
+
+
 def show() -> int:
     """Prints the table of this process's multirun and returns the exit code: 1 if any job failed."""
+    if records:
+        _show()
+    for more in epilogue:
+        more()
+    return int(any(record["state"] not in accepted for record in records))
+
+
+def _show() -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
@@ -189,4 +247,3 @@ def show() -> int:
     for number, record in enumerate(records):
         if record["error"]:
             console.print(f"job {number}: {record['error'].splitlines()[0]}")
-    return int(any(record["state"] != "finished" for record in records))

@@ -14,27 +14,31 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 # A module (or a package, as one) imports only what stands in a line above its own. Add new ones by hand.
 LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
-    "cutting places losses",
-    "noise files environment arguments",
-    "console ledger layers convolution data checkpoint trackers ema optim targets",
-    "throughput persample machine logs watch",
-    "runs models statistics flat measure meeting",
-    "alike",
+    "cutting places losses student",
+    "noise files environment arguments labels",
+    "console ledger layers convolution data checkpoint trackers ema optim targets profiles",
+    "throughput persample machine logs watch pace",
+    "runs models statistics flat measure meeting forecast",
+    "alike worlds",
     "ranks schedules owner report signals processes",
-    "hardware summing memory submission traces",
+    "hardware summing memory submission sharing traces phases",
     "step evaluation witness status",
     "plan outcome shadow sampler requeue onlookers",
-    "sanity claim",
+    "sanity claim audit",
     "build config figures",
-    "agreement mistakes combinations",
-    "commandline",
+    "agreement mistakes",
+    "commandline verdict",
+    "compare",
+    "composed",
+    "combinations",
     "record",
     "resume",
     "train",
-    "evaluate spawn lead planning verdict",
+    "evaluate spawn lead planning profiling",
     "legs",
     "jobs",
-    "sweep submitted",
+    "pool submitted",
+    "sweep",
     "__main__",
     "verify",  # forks the command
 ]
@@ -47,14 +51,24 @@ ONLY = {
     "report": {"errors", "runs", "files", "statistics"},
     "status": {"errors", "runs", "files", "owner", "places", "console", "submission", "slurm", "arguments"},
     "statistics": set(),
-    "verdict": {"errors", "runs", "files", "statistics", "report", "status", "arguments"},
+    "verdict": set("errors runs files statistics report status arguments console labels".split()),
 }
 # `python -m adabatch` knows its configuration to be good before torch is loaded; a report never needs it.
 LIGHT = (
     "adabatch errors files environment runs owner outcome report config mistakes targets jobs plan".split()
 )
 LIGHT += [
+    "audit",
+    "memory",
+    "machine",
+    "phases",
+    "profiles",
+    "pace",
+    "forecast",
+    "student",
+    "worlds",
     "alike",
+    "labels",
     "arguments",
     "combinations",
     "commandline",
@@ -69,7 +83,9 @@ LIGHT += [
     "signals",
     "spawn",
     "lead",
+    "pool",
     "sanity",
+    "sharing",
     "schedules",
     "noise",
     "sweep",
@@ -197,7 +213,8 @@ def test_who_touches_what(path):
         )
         assert not (name == "optim.py" and attribute == "grad" and isinstance(node.ctx, ast.Store))
         if isinstance(node, ast.Import | ast.ImportFrom) and component(path) not in (
-            "config", "onlookers", "combinations", "mistakes", "jobs", "sweep", "__main__", "evaluate"
+            "config", "onlookers", "combinations", "composed", "mistakes", "jobs", "sweep", "__main__",
+            "evaluate",
         ):  # fmt: skip
             assert not {m.split(".")[0] for m in modules(node)} & {"hydra", "omegaconf"}, (
                 "plain values below here"

@@ -146,7 +146,7 @@ def test_swept_keys_outside_the_identity_have_folders_of_their_own(here, capsys)
 def test_an_interrupted_multirun_starts_no_other_job(here, monkeypatch, capsys):
     begun = []
 
-    def isolated(config, folder, overrides, notes):
+    def isolated(config, folder, overrides, notes, named):
         begun.append(overrides)
         sweep.records.append({"overrides": overrides, "folder": str(folder), "state": "interrupted",
         "error": "SIGINT",

@@ -237,6 +237,8 @@ def test_a_sweeper_that_needs_results_must_wait(cwd):
     )
     more = ("hydra/launcher=local", "hydra.sweeper._target_=hydra_plugins.other_sweeper.Other", "-m")
     done = plain(cwd, *more)
+    assert done.returncode == 2 and "nothing may choose by the test set" in done.stderr, done.stderr
+    done = plain(cwd, *more, "dataset.validation=100")
     assert done.returncode == 2 and "take wait=true" in done.stderr, done.stderr
     assert folders(cwd) == []
 

@@ -74,6 +74,19 @@ def test_batch_size_changes_where_the_event_says(tmp_path):
     assert panel.marks == [3.5] and panel.scale == "log2"
 
 
+def test_a_cut_last_batch_counts_as_what_it_would_have_been(tmp_path):
+    """Also right after a change, where its size alone cannot tell."""
+    rows = [{"event": "train", "position": p, "epoch": p / 100, "batch_size": b, "lr": 0.1}
+            for p, b in ((100, 100), (200, 100), (400, 200))]  # fmt: skip
+    rows.append(
+        {"event": "train", "position": 437, "epoch": 4.37, "batch_size": 37, "divisor": 200, "lr": 0.1}
+    )
+    rows.insert(2, {"event": "change", "epoch": 4.3, "changes": {"batch_size": [100, 200]}})
+    run = facts.read(make_run(tmp_path / "r", rows=rows, summary=False))
+    assert [value for _, value in series.timeline(run, "batch_size")][-1] == 200
+    assert 37 not in [value for _, value in series.timeline(run, "batch_size")]
+
+
 def test_thin_steps_keeps_changes_and_extremes():
     steady = [(float(i), 32.0 if i < 5000 else 64.0) for i in range(10_000)]
     assert series.thin_steps(steady) == ([(0.0, 32.0), (4999.0, 32.0), (5000.0, 64.0), (9999.0, 64.0)], False)

@@ -44,6 +44,7 @@ def changed(path, value):
         ("trackers.new", 1), ("checkpoint.every_seconds", 1), ("log.every_samples", 1), ("restart", True),
         ("experiment", "x"), ("timing", "t"), ("hardware.processes", 4), ("hardware.micro_batch", 8),
         ("hardware.prefer", "x"), ("hardware.join_timeout", 1), ("hardware.nodes", 2),
+        ("hardware.parallel_runs", 2),
         ("hydra", {"a": 1}), ("shadow", 1), ("wait", 1),
         ("arm", "a"),
         ("compare", {"delta": 1}), ("epochs", 20.0),
@@ -78,6 +79,9 @@ def test_under_plain_batch_norm_the_cut_of_a_batch_belongs_to_the_identity():
     other = copy.deepcopy(plain)
     other["hardware"]["micro_batch"] = 8
     assert runs.identity(plain) != runs.identity(other)
+    other = copy.deepcopy(plain)
+    other["hardware"]["parallel_runs"] = 4
+    assert runs.identity(plain) == runs.identity(other)
     other = copy.deepcopy(plain)
     other["trackers"]["wandb"]["mode"] = "offline"
     assert runs.identity(plain) == runs.identity(other)

@@ -22,7 +22,12 @@ class SlurmLauncher(Launcher):
     def setup(self, *, hydra_context, task_function, config) -> None:
         self.hydra_context, self.config = hydra_context, config
         sweeper = str(config.hydra.sweeper._target_)
-        if not config.get("wait") and not sweeper.endswith(".BasicSweeper"):
+        if (config.get("hardware") or {}).get("parallel_runs", 1) > 1:
+            raise UserError(
+                "hardware.parallel_runs is for runs in the foreground; of those that are submitted, "
+                "hydra.launcher.array_parallelism says how many run at a time"
+            )
+        if not config.get("wait") and not sweeper.endswith((".BasicSweeper", ".CompareSweeper")):
             raise UserError(
                 f"{sweeper} chooses each job by the results of earlier ones, and wait=false does not wait "
                 "for them: "

@@ -16,6 +16,7 @@ from hydra_plugins.adabatch_launcher._shell import apart, own_environment, undis
 from adabatch import submission
 from adabatch.errors import UserError
 from adabatch.owner import status_of
+from adabatch.sharing import SHARED
 
 
 def _files(group: list) -> Path:
@@ -190,6 +191,8 @@ class Local:
         )
         # submitit hides all GPUs from a job that asks it for none, and counts them from 0 otherwise.
         given = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        if shape["array_parallelism"] > 1:
+            given[SHARED] = "1"
         slots = {"folder": str(files), "count": shape["array_parallelism"]}
         announced = _announced(group, "local", files)
         for number, (one, said) in enumerate(zip(group, announced)):

@@ -1,0 +1,60 @@
+"""An arm of a comparison."""
+
+import json
+import math
+from dataclasses import dataclass
+
+CONTROLS = ("mean_matched", "lr_twin", "batch_twin", "reversed")
+WORDS = {"mean_matched": "mean-matched to", "lr_twin": "lr twin of", "batch_twin": "batch twin of",
+         "reversed": "reversed"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """lines: overrides of the schedule. config: of seed 0, schedule: made of it, path: its trajectory, None
+    for a closed loop. An arm of the second stage has none of these but the control of a `source` (an arm's
+    name), which is replayed from the same seed's run."""
+
+    name: str
+    lines: tuple[str, ...] = ()
+    config: dict | None = None
+    schedule: object = None
+    path: list | None = None
+    control: str | None = None
+    source: str | None = None
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """The smallest and largest batch that it may have."""
+        if self.path:
+            return min(b for _, b, _ in self.path), max(b for _, b, _ in self.path)
+        return self.schedule(0).divisor, getattr(self.schedule, "cap", 0)
+
+
+def key_of(line: str) -> str:
+    return line.lstrip("+~").partition("=")[0]
+
+
+def spelled(value) -> str:
+    """A value as an override takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def spread(arm: Arm) -> str:
+    """Its batch sizes in words."""
+    if arm.schedule is None:
+        return "-"
+    low, high = arm.batches
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def updates(arm: Arm, arms: list[Arm]) -> tuple[int, int]:
+    """Fewest and most updates of a run."""
+    if arm.path:
+        return len(arm.path), len(arm.path)
+    if arm.schedule is not None:
+        low, high = arm.batches
+        return math.ceil(arm.schedule.budget / high), math.ceil(arm.schedule.budget / low)
+    source = next(other for other in arms if other.name == arm.source)
+    few, many = updates(source, arms)
+    return (many, many) if arm.control == "lr_twin" else (few, many)

@@ -1,0 +1,72 @@
+"""The runs of a comparison in order, and what is to be done with each now."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from adabatch import runs, submission
+from adabatch.compare.arms import Arm
+
+SETTLED = ("failed", "diverged", "out_of_memory")  # outcomes that are not tried again without a word
+DONE, TODO, BUSY, LATER = "done", "to do", "busy", "waits"
+
+
+@dataclass
+class Job:
+    """One run. lines: its overrides beside the common ones. folder: None until it is known (a control's,
+    before its source has ended). needs: the job that it replays."""
+
+    arm: Arm
+    seed: int
+    lines: tuple[str, ...] = ()
+    folder: Path | None = None
+    needs: "Job | None" = None
+    tried: bool = False  # submitted by this process, and waited for
+    record: dict | None = None  # of `sweep`, where this process has started it: "running" until it ends
+    multiplier: float = 1.0
+
+    @property
+    def name(self) -> str:
+        at = "" if self.multiplier == 1 else f", lr x {self.multiplier:g}"
+        return f"{self.arm.name}, seed {self.seed}{at}"
+
+
+def shuffled(names: list[str], seed: int, order: int) -> list[str]:
+    """The arms of a block: a random order, the same for every repetition of the command."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{order}/{seed}/{name}".encode()).digest())
+
+
+def blocks(arms: list[Arm], seeds: int, order: int) -> list[Job]:
+    """One run of every arm for each seed, back to back; controls of closed loops end their block."""
+    found, named = [], {arm.name: arm for arm in arms}
+    for seed in range(seeds):
+        names = shuffled(list(named), seed, order)
+        block = {n: Job(named[n], seed, named[n].lines) for n in names if named[n].source is None}
+        later = [Job(named[n], seed, needs=block[named[n].source]) for n in names if named[n].source]
+        found += [*block.values(), *later]
+    return found
+
+
+def state(folder: Path | None) -> str | None:
+    """How the run in a folder stands; None where there is none."""
+    return runs.Run(folder).state if folder is not None and folder.is_dir() else None
+
+
+def due(job: Job, retry=()) -> str:
+    """DONE, TODO, BUSY (another process or a job of a cluster has it) or LATER (its source has not ended)."""
+    if job.folder is None:
+        return LATER
+    found, own = state(job.folder), (job.record or {}).get("state")
+    if own == "running":
+        return BUSY
+    if found == "finished" and (job.folder / "summary.json").is_file():
+        return DONE
+    if found in ("running", "submitted", "preempted") and submission.unneeded(job.folder):
+        return BUSY
+    if job.tried or own not in (None, "in use") or (found in SETTLED and found not in retry):
+        return DONE
+    return TODO
+
+
+def finished(job: Job) -> bool:
+    return state(job.folder) == "finished"

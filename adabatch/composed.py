@@ -1,0 +1,80 @@
+"""A comparison's command as Hydra composes it: its configuration and its arms."""
+
+from hydra.core.object_type import ObjectType
+from omegaconf import OmegaConf
+
+from adabatch import config
+from adabatch.compare.arms import Arm, key_of
+from adabatch.compare.asked import Asked, asked
+from adabatch.compare.making import Maker
+from adabatch.errors import UserError
+
+
+class Composed:
+    """The command of a comparison, and what it asks Hydra: its configuration, an arm's, files of conf/arm.
+
+    tree: the composed configuration. loader: Hydra's. arguments: the overrides. UserError: one that a
+    comparison cannot have.
+    """
+
+    def __init__(self, tree, loader, arguments: list[str]):
+        self.tree, self.loader, self.arguments = tree, loader, arguments
+        self.choices = OmegaConf.to_container(tree.hydra.runtime.choices)
+        self.option = self.choices["schedule"]
+        self.refuse()
+        self.typed = [line for line in arguments if key_of(line).startswith("schedule.")]
+        self.common = [line for line in arguments if not key_of(line).startswith("schedule")]
+        self.config = config.checked(tree).config
+        self.asked: Asked = asked(self.config["compare"], self.option)
+
+    def line(self, name: str, lines, stage: str = "verdict") -> list[str]:
+        """The whole line of an arm's job but for its seed."""
+        return [*self.common, *lines, f"compare.arm='{name}'", f"compare.stage={stage}"]
+
+    def refuse(self) -> None:
+        """UserError for overrides that a comparison cannot have."""
+        for override in config.parse(self.arguments):
+            key = override.key_or_group
+            if override.is_sweep_override():
+                raise UserError(
+                    f"{override.input_line}: a comparison sweeps over its arms and seeds only; give a "
+                    "command for each. Schedules: compare.adaptive=[adabatch,noise_scale]; seeds: "
+                    "compare.seeds=10"
+                )
+            if key == "seed":
+                raise UserError(
+                    f"{override.input_line}: a comparison takes seeds 0, 1, ...: compare.seeds=10"
+                )
+            if key == "restart" and override.value():
+                raise UserError(
+                    "restart=true would begin every run of the comparison again: name another folder "
+                    "(hydra.sweep.dir=...), or remove a single run's folder"
+                )
+            if key in ("compare.arm", "compare.stage"):
+                raise UserError(f"{key} is set by the comparison itself: leave it out")
+
+    def schema(self, option: str) -> dict | None:
+        """The node of a schedule's YAML; None where there is none of that name."""
+        if option not in self.options("schedule"):
+            return None
+        return config.schema({**self.choices, "schedule": option})["schedule"]
+
+    def options(self, group: str) -> list[str]:
+        return self.loader.get_group_options(group, ObjectType.CONFIG)
+
+    def load(self, name: str) -> dict | None:
+        """The content of conf/arm/NAME.yaml, the user's own included."""
+        if name not in self.options("arm"):
+            return None
+        found = self.loader.repository.load_config(f"arm/{name}")
+        return OmegaConf.to_container(found.config, resolve=True)
+
+    def compose(self, lines) -> dict:
+        """The checked configuration of an arm."""
+        return config.checked(self.loader.load_sweep_config(self.tree, [*self.common, *lines])).config
+
+    def arms(self) -> tuple[list[Arm], list[str]]:
+        """The arms, and what is to be said of them."""
+        known = sorted({*self.options("arm"), *self.options("schedule")})
+        ours = (self.compose, self.schema, self.load)
+        return Maker(self.config, self.option, self.typed, self.asked, *ours, known).all()

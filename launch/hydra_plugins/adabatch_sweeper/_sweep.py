@@ -1,0 +1,202 @@
+"""A comparison from its command to its verdict: declared, tuned, run in blocks, controls after sources."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from hydra.core.plugins import Plugins
+from hydra_plugins.adabatch_sweeper import _compose
+
+from adabatch import jobs, places, runs, sweep
+from adabatch.compare import declare, told, tuning
+from adabatch.compare import jobs as plans
+from adabatch.compare.arms import Arm
+from adabatch.compare.jobs import BUSY, DONE, LATER, TODO, Job
+from adabatch.errors import UserError
+
+POLL = 2.0  # seconds between two looks at runs that others have
+log = logging.getLogger("adabatch")
+
+
+def run(sweeper, arguments) -> list:
+    """Hydra's call. UserError before the first run where the comparison cannot be had."""
+    if (place := places.detect()).world > 1:
+        raise UserError(
+            f"a comparison is started by one process, got {place.world} (started by {place.kind})"
+        )
+    jobs.terminal()
+    return Comparison(sweeper, list(arguments)).sweep()
+
+
+class Comparison:
+    """A comparison on its way. folder: where its runs are."""
+
+    def __init__(self, sweeper, arguments: list[str]):
+        self.hydra = _compose.Composer(sweeper, arguments)
+        self.launcher_of = lambda: Plugins.instance().instantiate_launcher(
+            hydra_context=sweeper.hydra_context, task_function=sweeper.task_function, config=sweeper.config
+        )
+        self.config, self.asked = self.hydra.config, self.hydra.asked
+        if self.asked.tune_lr and not self.config["dataset"].get("validation"):
+            tenth = (self.config["dataset"].get("samples") or 5000) // 10
+            raise UserError(
+                "compare.tune_lr=true chooses by validation data, and nothing may choose by the test set: "
+                f"hold some out, e.g. dataset.validation={tenth}"
+            )
+        self.arms, self.notes = self.hydra.arms()
+        self.samples = next(arm.schedule.budget for arm in self.arms if arm.schedule)
+        self.folder = self.hydra.folder()
+        self.foreground = self.hydra.launcher().endswith(".BasicLauncher")
+        self.waits = self.foreground or bool(self.config.get("wait"))
+        self.number, self.over = 0, False  # jobs launched; whether every run has ended
+
+    def sweep(self) -> list:
+        wanted = declare.content(self.asked, self.arms, self.samples)
+        new = declare.settle(self.folder, wanted)
+        sweep.accepted |= {"diverged", "out_of_memory"}
+        sweep.epilogue.append(self.verdict)
+        every = plans.blocks(self.arms, self.asked.seeds, self.asked.order)
+        found = (
+            tuning.read(self.folder, self.names()) if self.asked.tune_lr else dict.fromkeys(self.names(), 1.0)
+        )
+        if found:
+            self.settle(every, found)
+        self.introduce(new, every)
+        if not found:
+            if (found := self.tuned()) is None:
+                log.info("tuning has been submitted: when it has ended, the same command goes on")
+                return []
+            self.settle(every, found)
+        self.hydra.aim(self.folder)
+        self.execute(every)
+        self.over = all(self.due(job) == DONE for job in every)
+        if not self.waits and not self.over:
+            log.info("when these have ended, the same command goes on, to the verdict")
+        return []
+
+    def names(self) -> list[str]:
+        """The arms that are not replayed."""
+        return [arm.name for arm in self.arms if arm.source is None]
+
+    def settle(self, every: list[Job], multipliers: dict[str, float]) -> None:
+        """The folders of all runs; a control's as far as its source has ended."""
+        for job in every:
+            if job.arm.source is None:
+                job.lines = tuning.lines(job.arm, multipliers[job.arm.name])
+                job.folder = self.hydra.place(job, self.folder)
+        for job in every:
+            self.due(job)
+
+    def introduce(self, new: bool, every: list[Job]) -> None:
+        """What is compared and what it will cost."""
+        done = sum(plans.finished(job) for job in every)
+        search = [arm for arm in self.arms if arm.source is None] if self.asked.tune_lr else []
+        count = 0 if every[0].folder else sum(len(tuning.first(arm)) for arm in search)
+        lines = [f"comparison in {os.path.relpath(self.folder)}" + ("" if new else " (it goes on)")]
+        lines += told.table(self.arms, self.notes)
+        lines += told.cost(self.arms, self.asked, self.samples, done, count)
+        print("\n".join(lines), flush=True)
+
+    # -- the tuning stage --------------------------------------------------------------------------
+
+    def tuned(self) -> dict[str, float] | None:
+        """{arm: multiplier of its learning rate}; None while the search has not ended."""
+        arms = [arm for arm in self.arms if arm.source is None]
+        place = self.folder / tuning.FOLDER
+        self.hydra.aim(place)
+        candidates = {arm.name: tuning.first(arm) for arm in arms}
+        while True:
+            batch = [self.candidate(arm, m, place) for arm in arms for m in candidates[arm.name]]
+            self.execute(batch)
+            scores = {arm.name: [] for arm in arms}
+            for job in batch:
+                scores[job.arm.name].append(tuning.score(job.multiplier, job.folder))
+            if any(score.error is None for found in scores.values() for score in found):
+                return None
+            more = {arm.name: tuning.further(arm, scores[arm.name]) for arm in arms}
+            if not any(more.values()):
+                return self.chosen(scores)
+            for name, multiplier in more.items():
+                candidates[name] = sorted([*candidates[name], multiplier] if multiplier else candidates[name])
+
+    def candidate(self, arm: Arm, multiplier: float, place: Path) -> Job:
+        job = Job(arm, self.asked.tuning_seed, tuning.lines(arm, multiplier), multiplier=multiplier)
+        job.folder = self.hydra.place(job, place, "tuning")
+        return job
+
+    def chosen(self, scores: dict) -> dict[str, float]:
+        found = tuning.write(self.folder, self.asked.tuning_seed, scores)
+        words = ", ".join(f"{name} x{m:g}" for name, m in found.items())
+        log.info(f"learning rates by the search ({tuning.FILE}): {words}")
+        return found
+
+    # -- running -----------------------------------------------------------------------------------
+
+    def execute(self, every: list[Job]) -> None:
+        """Until every job has ended, or where submitted jobs are not waited for has been submitted."""
+        launcher, waiting = None, ""
+        while True:
+            due = {id(job): self.due(job) for job in every}
+            todo = [job for job in every if due[id(job)] == TODO]
+            if not todo:
+                busy = [job for job in every if due[id(job)] == BUSY]
+                if not busy or not self.waits:
+                    return
+                waiting = self.wait(busy, waiting)
+                continue
+            launcher = launcher or self.launcher_of()
+            self.launch(launcher, todo[:1] if self.foreground else todo)
+
+    def wait(self, busy: list[Job], said: str) -> str:
+        """A while, for runs of this process's own or of others; what was said of them."""
+        if sweep.pool.jobs:
+            sweep.pool.wait_for_one()
+            return said
+        words = ", ".join(job.name for job in busy[:3]) + (", ..." if len(busy) > 3 else "")
+        if said != words:
+            log.info(f"waiting for what other processes have begun: {words} (Ctrl-C leaves them to it)")
+        time.sleep(POLL)
+        return words
+
+    def due(self, job: Job) -> str:
+        """What is to be done with a run now; a control's folder is known when its source has ended."""
+        if job.folder is None and job.needs is not None:
+            before = self.due(job.needs)
+            if before != DONE:
+                return LATER
+            if not plans.finished(job.needs):
+                return DONE  # nothing to be replayed: its source has broken down
+            run = os.path.relpath(job.needs.folder)
+            job.lines = ("schedule=replay", f"schedule.run='{run}'", f"schedule.control={job.arm.control}")
+            job.folder = self.hydra.place(job, self.folder)
+        return plans.due(job, self.asked.retry)
+
+    def launch(self, launcher, batch: list[Job]) -> None:
+        stage = "tuning" if batch[0].folder.parent.name == tuning.FOLDER else "verdict"
+        launcher.launch([self.hydra.overrides(job, stage) for job in batch], self.number)
+        self.number += len(batch)
+        for job in batch:
+            if self.foreground:
+                job.record = sweep.records[-1]
+            else:
+                job.tried = True
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def verdict(self) -> None:
+        """The sentence of adabatch-report, and what is missing."""
+        folder = os.path.relpath(self.folder)
+        if not any(self.folder.glob("*/summary.json")):
+            print(f"nothing has finished yet; the same command goes on. adabatch-status {folder}")
+            return
+        from adabatch.verdict.command import command
+
+        states = [runs.Run(path.parent).state for path in sorted(self.folder.glob("*/status.json"))]
+        failed = states.count("failed")
+        command([str(self.folder)])
+        if failed and "failed" not in self.asked.retry:
+            why = f"adabatch-status --failed {folder} shows why"
+            print(f"{failed} failed: {why}; compare.retry=[failed] with the same command tries again")
+        left = "" if self.over else "; the same command goes on"
+        print(f"the whole again: adabatch-report {folder}{left}")

@@ -1,0 +1,177 @@
+"""The arms of a comparison: batches, learning rates and updates worked out by hand."""
+
+import math
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from adabatch import UserError, config
+from adabatch.combinations import combinations
+from adabatch.compare import matching
+from adabatch.compare.arms import updates
+from adabatch.composed import Composed
+
+MNIST5K = ("dataset=mnist5k", "epochs=10")  # 4,000 samples: P = 40,000, a fifth of the run = 8,000
+
+
+def expanded(*overrides, config_dir=None):
+    """(arms by name, notes) of `adabatch -m experiment=compare OVERRIDES`."""
+    line = ["experiment=compare", *overrides]
+    with config.composer(config_dir):
+        loader = GlobalHydra.instance().config_loader()
+        hydra = Composed(config.load(line), loader, line)
+        arms, notes = hydra.arms()
+        return {arm.name: arm for arm in arms}, notes
+
+
+def test_the_default_arms_written_out():
+    """Fifths of 8,000 samples at 32, 64, 128, 256, 512: 250 + 125 + 63 + 31 + 16 = 485 updates (the 63rd
+    batch of 128 reaches into the next fifth, of which 31 x 256 are left); 40,000 / 485 = 82.5: batch 82."""
+    arms, notes = expanded(*MNIST5K)
+    table = {  # name: batch, updates, first lr, highest lr, last lr
+        "fixed 32": (32, 1250, 0.05, 0.05, 0.05 * 0.375**4),
+        "fixed 128": (128, 313, 0.05, None, 4 * 0.05 * 0.375**4),
+        "fixed 512": (512, 79, 0.05, None, 16 * 0.05 * 0.375**4),
+        "mean-matched 82": (82, 488, 0.05 * 82 / 32, 0.05 * 82 / 32, 82 / 32 * 0.05 * 0.375**4),
+        "adabatch": (None, 485, 0.05, 0.05, 0.05 * 0.75**4),
+    }
+    assert list(arms) == list(table)
+    for name, (batch, count, first, highest, last) in table.items():
+        path = arms[name].path
+        assert len(path) == count and {b for _, b, _ in path} == (
+            {batch} if batch else {32, 64, 128, 256, 512}
+        )
+        assert path[0][2] == pytest.approx(first) and path[-1][2] == pytest.approx(last)
+        if highest:
+            assert max(lr for *_, lr in path) == pytest.approx(highest)
+    assert notes == ["lr twin of adabatch does what fixed 32 does: left out"]
+    assert all(arm.config["schedule"]["lr_batch"] == 32 for arm in arms.values())
+
+
+def test_a_large_fixed_batch_warms_up_from_the_base_rate_to_the_rule():
+    """5 % of 10 epochs is half an epoch, 2,000 samples: lr(p) = 0.05 (1 + 15 p / 2,000), then 0.8."""
+    (arms, _) = expanded(*MNIST5K)
+    for start, _, lr in arms["fixed 512"].path:
+        if start < 8000:
+            assert lr == pytest.approx(0.05 * (1 + 15 * min(start, 2000) / 2000))
+
+
+def test_the_batch_of_as_many_updates_as_adabatch_128_to_2048_is_330():
+    arms, _ = expanded("dataset=cifar10", "model=resnet", "epochs=100", "schedule.base_batch=128")
+    assert [name for name in arms if name.startswith("mean")] == ["mean-matched 330"]
+    assert arms["adabatch"].batches == (128, 2048)
+    assert list(arms)[:3] == ["fixed 128", "fixed 512", "fixed 2048"]
+    near = len(arms["mean-matched 330"].path) / len(arms["adabatch"].path)
+    assert near == pytest.approx(1, abs=0.002)
+
+
+def test_matched_noise_holds_at_every_update_also_for_adam():
+    """lr / batch^q of the matched batch and of the adaptive arm, q = 1/2."""
+    arms, _ = expanded(*MNIST5K, "optimizer=adamw")
+    matched = next(arm for name, arm in arms.items() if name.startswith("mean-matched"))
+    for start, batch, lr in arms["adabatch"].path:
+        setting = matched.schedule(start)
+        assert setting.lr / math.sqrt(setting.divisor) == pytest.approx(lr / math.sqrt(batch), rel=1e-9)
+
+
+def test_what_is_no_duplicate_stays():
+    """Where the learning rate does not follow the batch, the twin falls below the fixed arm; and where both
+    grow alike, one of them goes."""
+    arms, notes = expanded(*MNIST5K, "schedule.scaling=none")
+    assert "lr twin of adabatch" in arms and not notes
+    twin = arms["lr twin of adabatch"].path
+    assert twin[-1][2] == pytest.approx(0.05 * 0.375**4 / 16)
+    assert arms["mean-matched to adabatch"].source == "adabatch", "no fixed schedule has this noise: replayed"
+    own = "{name: mine, overrides: ['schedule=adabatch', 'schedule.growth.factor=2']}"
+    arms, notes = expanded(*MNIST5K, f"compare.arms=[fixed,adaptive,{own}]")
+    assert list(arms)[-1] == "adabatch" and notes == ["mine does what adabatch does: left out"]
+
+
+def test_the_fixed_arms_decay_as_the_adaptive_one():
+    arms, _ = expanded(*MNIST5K, "schedule=dont_decay")
+    assert arms["fixed 32"].path[-1][2] == pytest.approx(0.05 * 0.2**4)
+    assert arms["dont_decay"].path[-1][1] == 4000, "32 x 5^4 is cut at the data set"
+    arms, _ = expanded(*MNIST5K, "schedule=dont_decay", "schedule.decay.factor=0.5")
+    assert arms["fixed 32"].path[-1][2] == pytest.approx(0.05 * 0.5**4), "what is typed holds for all"
+
+
+def test_a_closed_loop_has_a_cap_and_controls_of_a_second_stage():
+    arms, notes = expanded(*MNIST5K, "schedule=noise_scale", "schedule.measure_every=500")
+    assert list(arms) == ["fixed 32", "fixed 128", "fixed 512", "mean-matched to noise_scale", "noise_scale"]
+    assert notes == ["lr twin of noise_scale does what fixed 32 does: left out"]
+    control, loop = arms["mean-matched to noise_scale"], arms["noise_scale"]
+    assert (control.control, control.source, control.config) == ("mean_matched", "noise_scale", None)
+    assert loop.batches == (32, 512) and loop.config["schedule"]["measure_every"] == 500
+    assert updates(control, list(arms.values())) == (79, 1250)
+    assert "measure_every" not in arms["fixed 32"].config["schedule"]
+    arms, _ = expanded(*MNIST5K, "schedule=noise_scale", "schedule.scaling=none", "schedule.max_batch=128")
+    assert arms["lr twin of noise_scale"].source == "noise_scale" and "fixed 128" in arms
+
+
+def test_several_adaptive_arms_each_with_controls():
+    arms, _ = expanded(*MNIST5K, "compare.adaptive=[adabatch,dont_decay]", "schedule.growth.factor=4",
+                       "schedule.max_batch=512")  # fmt: skip
+    assert {"adabatch", "dont_decay", "lr twin of dont_decay"} <= set(arms)
+    for name in ("adabatch", "dont_decay"):
+        assert arms[name].config["schedule"]["growth"]["factor"] == 4, (
+            "a typed key holds where it means the same"
+        )
+    matched = [name for name in arms if name.startswith("mean-matched")]
+    assert matched == ["mean-matched 111", "mean-matched 111 to dont_decay"], (
+        "both grow alike, one decays faster"
+    )
+    ends = [arms[name].path[-1][2] for name in matched]
+    assert ends == pytest.approx([111 / 32 * 0.05 * decay**4 for decay in (0.375, 0.2)])
+
+
+def test_arms_of_the_users_own(tmp_path):
+    (tmp_path / "arm").mkdir()
+    (tmp_path / "arm" / "mine.yaml").write_text(
+        "overrides: [schedule=fixed, schedule.scaling=sqrt]\nsizes: [1x, 2.5x, 512]\n"
+    )
+    arms, _ = expanded(*MNIST5K, "compare.arms=[mine,adaptive]", config_dir=str(tmp_path))
+    assert list(arms) == ["mine 32", "mine 80", "mine 512", "adabatch"]
+    assert arms["mine 80"].path[0][2] == pytest.approx(0.05 * math.sqrt(80 / 32))
+    ramp = "{name: ramp, overrides: ['schedule=linear_ramp', 'schedule.max_batch=8x']}"
+    arms, _ = expanded(*MNIST5K, f"compare.arms=[fixed,adaptive,{ramp}]")
+    assert arms["ramp"].config["schedule"]["max_batch"] == 256
+
+
+def test_a_plan_has_a_line_for_every_arm_that_replays_nothing():
+    with config.composer():
+        jobs = combinations(["experiment=compare", *MNIST5K, "compare.adaptive=[adabatch,noise_scale]"])
+    names = [next(o for o in job if o.startswith("compare.arm=")).partition("=")[2] for job in jobs]
+    fixed = ["'fixed 32'", "'fixed 128'", "'fixed 512'", "'mean-matched 82'"]
+    assert names == [*fixed, "'adabatch'", "'noise_scale'"]
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["compare.adaptive=[noise_scal]"], "Did you mean 'noise_scale'"),
+        (["compare.arms=[fixed,adaptve]"], "Did you mean 'adaptive'"),
+        (["compare.arms=[fixed]"], "no adaptive arm"),
+        (["schedule=fixed"], "never changes its batch"),
+        (["compare.arms=[adaptive,{name: a, overrides: ['optimizer=adamw']}]"], "in their schedule only"),
+        (["compare.arms=[fixed,adaptive,{name: a, size: 3}]"], "Did you mean 'sizes'"),
+        (["compare.arms=[fixed,adaptive,{name: a, control: mean, of: adabatch}]"], "control is one of"),
+        (["compare.arms=[fixed,adaptive,{name: 'a;b', overrides: []}]"], "an arm's name"),
+        (["compare.arms=[adaptive,{name: a, overrides: ['schedule=adascale', 'schedule.stop=gained']}]"],
+         "train the same number of samples"),
+        (["compare.seeds=21"], "at most the last look, 20"),
+        (["compare.tuning_seed=3"], "no seed of the verdict"),
+        (["compare.retry=[interrupted]"], "Interrupted runs go on by themselves"),
+        (["compare.looks=[10,5]"], "ascending"), (["compare.delta=0"], "delta is a number"),
+        (["dataset.samples=null"], "dataset.samples"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_runs(overrides, said):
+    with pytest.raises(UserError, match=said.replace("[", r"\[").replace("(", r"\(")):
+        expanded(*MNIST5K, *overrides)
+
+
+def test_trajectories_are_compared_at_every_update():
+    path = [(0, 32, 0.1), (32, 32, 0.05)]
+    assert matching.equal(path, [(0, 32, 0.1), (32, 32, 0.05 * (1 + 1e-12))])
+    for other in ([(0, 32, 0.1), (32, 32, 0.051)], [(0, 32, 0.1), (32, 33, 0.05)], path[:1]):
+        assert not matching.equal(path, other)
