@@ -199,8 +199,8 @@ def differences(ours: dict, theirs: dict, path: str = "") -> list[str]:
 def fitting(
     found: list[profiles.Profile], configuration: dict, source, processes=None, threads=None
 ) -> profiles.Profile:
-    """The profile of this configuration; of several the one with as many processes and threads. UserError:
-    none is of it, or several are."""
+    """The profile of this configuration, measured on as many processes and, where they are given, threads.
+    UserError: there is none, or there are several."""
     same = [p for p in found if p.configuration == configuration]
     if not same:
         nearest = min((differences(configuration, p.configuration) for p in found), key=len)
@@ -210,10 +210,16 @@ def fitting(
             "same overrides: adabatch-profile ..."
         )
     wanted = [p for p in same if p.world == (processes or 1)]
-    wanted = [p for p in wanted if threads is None or p.machine["threads"] == threads] or wanted
+    held = "; ".join(f"@{p.key} ({p.words()})" for p in (wanted or same))
+    if wanted and threads is not None:
+        wanted = [p for p in wanted if p.machine["threads"] == threads]
+        if not wanted:
+            raise UserError(
+                f"{source} was not measured with {threads} thread(s), but: {held}. Profile it with "
+                f"hardware.threads={threads}, or plan for those that were measured: hardware.threads=N"
+            )
     if len(wanted) == 1:
         return wanted[0]
-    held = "; ".join(f"@{p.key} ({p.words()})" for p in (wanted or same))
     if wanted:
         raise UserError(f"{source} holds several profiles of this run, name one: {held}")
     raise UserError(

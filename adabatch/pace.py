@@ -113,7 +113,8 @@ class Pace:
     def __init__(self, profile: Profile, micro_batch: int | None = None, asked: bool = False):
         self.profile, self.asked, self._others = profile, asked, {}
         self.micro_batch = cutting.whole_groups(micro_batch or profile.fits, profile.unit)
-        self._kept: dict = {}
+        self._cuts: dict[tuple, tuple] = {}
+        self._steps: dict[int, Step] = {}
         self.measured = sorted({p.batch_size for p in profile.points})
         passes = [(point, self.cut(point.batch_size, point.micro_batch)) for point in profile.points]
         usable = [(point, cut) for point, cut in passes if len(set(cut)) == 1] or passes
@@ -139,7 +140,7 @@ class Pace:
     def cut(self, batch: int, micro_batch: int | None = None) -> tuple[int, ...]:
         """The forward passes, in samples, of the rank that has most to do."""
         micro, world, unit = micro_batch or self.micro_batch, self.profile.world, self.profile.unit
-        if (batch, micro) not in self._kept:
+        if (batch, micro) not in self._cuts:
             if self.profile.ordered:
                 whole = cutting.passes(slice(0, batch), batch, unit, micro)
                 each = [cutting.shared(whole, rank, world)[1] for rank in range(world)]
@@ -148,18 +149,18 @@ class Pace:
                 most = max(rows, key=lambda r: r.stop - r.start)
                 each = [cutting.passes(most, batch, unit, micro)]
             sizes = (tuple(p.stop - p.start for p in passes) for passes in each)
-            self._kept[batch, micro] = max(sizes, key=lambda cut: (sum(cut), len(cut)))
-        return self._kept[batch, micro]
+            self._cuts[batch, micro] = max(sizes, key=lambda cut: (sum(cut), len(cut)))
+        return self._cuts[batch, micro]
 
     def step(self, batch: int) -> Step:
         """One step over a global batch."""
-        if batch not in self._kept:
+        if batch not in self._steps:
             cut = self.cut(batch)
             seconds = (sum(map(self.curve, cut)) + self.fixed) * self.profile.sustained_ratio
             data, communication = self._shares(batch)
             beyond = any(map(self.curve.beyond, cut))
-            self._kept[batch] = Step(seconds, data * seconds, communication * seconds, beyond)
-        return self._kept[batch]
+            self._steps[batch] = Step(seconds, data * seconds, communication * seconds, beyond)
+        return self._steps[batch]
 
     def _shares(self, batch: int) -> tuple[float, float]:
         """What part of a step goes into data and communication: that of the points around this batch."""

@@ -201,6 +201,9 @@ def test_the_fitting_profile_is_chosen():
     assert fitting(found, ours, "f").world == 1
     with pytest.raises(UserError, match="not measured on 4 process"):
         fitting(found, ours, "f", 4)
+    assert fitting(found, ours, "f", 1, threads=1).world == 1
+    with pytest.raises(UserError, match=r"not measured with 8 thread\(s\), but: .*hardware.threads=8"):
+        fitting(found, ours, "f", 1, threads=8)
     other = profiles.configured(CONFIG | {"model": CONFIG["model"] | {"depth": 56}})
     with pytest.raises(UserError, match="model.depth: 56, the profile has 20"):
         fitting(found, other, "f")

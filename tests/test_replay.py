@@ -31,6 +31,14 @@ def test_a_control_holds_from_where_the_recorded_run_did():
         assert setting.lr_growth == pytest.approx(2.0 * 0.25**exponent)
 
 
+@pytest.mark.parametrize("control", ["lr_twin", "mean_matched", "reversed"])
+def test_no_control_pays_for_measurements_of_the_recorded_run(control):
+    """Not even where its batch is the recorded one: a rule that measured throughout and stayed there."""
+    record = [(start, 25, 25, 0.1, {"group": 5}) for start in range(0, 100, 25)]
+    found = walk(replay(samples=50, epochs=2, trajectory=record, control=control))
+    assert [(s.batch_size, s.group) for _, _, s in found] == [(25, 0)] * 4
+
+
 def test_a_cut_last_batch_keeps_its_divisor():
     cut = [*RECORD[:3], (60, 30, 40, 0.2, {})]
     schedule = replay(samples=45, epochs=2, trajectory=cut)

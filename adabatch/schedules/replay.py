@@ -43,13 +43,14 @@ class Batches(Line):
 
 class Rates(Line):
     """Recorded learning rates, moved from the recorded batches to others at equal noise. fields: what else of
-    each setting was recorded: `group` where the step measured (its gradient was added up group by group, and
-    a replay does too, or its bits would differ), `growth` and `lr_growth` where horizons were held."""
+    each setting was recorded: `growth` and `lr_growth` where horizons were held, `group` where the step
+    measured (its gradient was added up group by group, and a replay does too, or its bits would differ; a
+    control does not: it would pay for what it does not measure)."""
 
-    def __init__(self, trajectory: list, recorded: Line, others: Line, exponent: float):
+    def __init__(self, trajectory: list, recorded: Line, others: Line, exponent: float, control: bool):
         starts, _, _, rates, fields = (list(column) for column in zip(*trajectory))
         super().__init__(starts, rates)
-        self.before, self.others, self.exponent = recorded, others, exponent
+        self.before, self.others, self.exponent, self.control = recorded, others, exponent, control
         self.fields = Line(starts, fields)
         # A learning rate that falls from a level is a step; one that moves with every batch is none.
         self.steps = [starts[i] for i in range(2, len(rates)) if rates[i] != rates[i - 1] == rates[i - 2]]
@@ -65,7 +66,7 @@ class Rates(Line):
 
     def recorded(self, position: float) -> dict:
         found, ratio = dict(self.fields(position)), self.ratio(position)
-        if ratio != 1:
+        if self.control:
             found.pop("group", None)
         if "growth" in found:
             found["growth"] *= ratio
@@ -148,7 +149,7 @@ def replay(
         samples=samples,
         epochs=epochs,
         growth=batches,
-        decay=Rates(trajectory, recorded, batches, noise_exponent),
+        decay=Rates(trajectory, recorded, batches, noise_exponent, control != "none"),
         base_batch=int(batches.values[0]),
         base_lr=1.0,  # the recorded learning rates are whole
         scaling="none",
