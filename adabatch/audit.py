@@ -187,10 +187,11 @@ def recorded(found: list[dict], samples: int) -> list[Stretch]:
 
 
 def past(parent: Path, device: str) -> list[float]:
-    """measured / forecast of finished runs on this device, from their summaries beside each other: the newest
-    MOST, but for those that shared the machine."""
+    """measured / forecast of finished runs on this device, from their summaries beside each other and in
+    comparisons there: the newest MOST, but for those that shared the machine."""
     try:
-        found = sorted(parent.glob("*/summary.json"), key=lambda p: p.stat().st_mtime)[-MOST:]
+        each = [path for depth in ("*", "*/*") for path in parent.glob(f"{depth}/summary.json")]
+        found = sorted(each, key=lambda p: p.stat().st_mtime)[-MOST:]
     except OSError:
         return []
     ratios = []

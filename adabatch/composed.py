@@ -1,6 +1,7 @@
 """A comparison's command as Hydra composes it: its configuration and its arms."""
 
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 from adabatch import config
@@ -8,6 +9,11 @@ from adabatch.compare.arms import Arm, key_of
 from adabatch.compare.asked import Asked, asked
 from adabatch.compare.making import Maker
 from adabatch.errors import UserError
+
+
+def quoted(text) -> str:
+    """A text as the value of an override, whatever quotes and backslashes it has."""
+    return QuotedString(str(text), Quote.single).with_quotes()
 
 
 class Composed:
@@ -29,7 +35,7 @@ class Composed:
 
     def line(self, name: str, lines, stage: str = "verdict") -> list[str]:
         """The whole line of an arm's job but for its seed."""
-        return [*self.common, *lines, f"compare.arm='{name}'", f"compare.stage={stage}"]
+        return [*self.common, *lines, f"compare.arm={quoted(name)}", f"compare.stage={stage}"]
 
     def refuse(self) -> None:
         """UserError for overrides that a comparison cannot have."""

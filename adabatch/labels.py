@@ -28,6 +28,19 @@ def comparison(config: dict, folder: Path) -> str:
     return "-".join([*named, *epochs, digest])
 
 
+def group(config: dict, folder: Path, given: str | None = None) -> str:
+    """The runs that W&B shows together: as configured, else the comparison; those that search for learning
+    rates apart, which no chart may average into the arms."""
+    name = given or comparison(config, folder)
+    return f"{name}-tuning" if searches(config) else name
+
+
+def searches(config: dict) -> bool:
+    """Whether the run is one of a comparison's search for learning rates."""
+    declared = config.get("compare")
+    return isinstance(declared, dict) and declared.get("stage") == "tuning"
+
+
 def arm(config: dict) -> str:
     """What a comparison calls it, else the schedule with its base batch: "adabatch 32"."""
     declared = config.get("compare")

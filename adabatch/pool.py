@@ -32,8 +32,12 @@ class Pool:
         if most > 1 and not self.jobs and (text := processes.crowded(config, most * processes.asked(config))):
             log.warning(text)
         output = folder.parent / ".output" / f"{folder.name}.txt" if most > 1 else None
-        with shared_machine(most > 1), redirected(output):
-            pid, poll = start(*job, self.forward)
+        try:
+            with shared_machine(most > 1), redirected(output):
+                pid, poll = start(*job, self.forward)
+        except BaseException:
+            self.rest()
+            raise
         self.jobs[pid] = (record, poll)
         self.forward.to(*(lambda number, pid=pid: os.kill(pid, number) for pid in self.jobs))
         if output:
@@ -57,11 +61,15 @@ class Pool:
                 self._ended()
         elif self.jobs:
             log.info(f"{record['state']}: {record['folder']}")
+        self.rest()
+        if not self.jobs and (told or record["exit_code"] == 130):
+            raise KeyboardInterrupt
+
+    def rest(self) -> None:
+        """Signals are this process's own again while none runs."""
         if not self.jobs:
             self.forward.restore()
             self.forward = None
-            if told or record["exit_code"] == 130:
-                raise KeyboardInterrupt
 
     def _ended(self) -> dict:
         """The record of the next job to end."""

@@ -21,8 +21,9 @@ FRESH = 300.0  # seconds in which a submission that has no id yet may still be u
 WAITING = ("submitted", "running", "preempted")  # states in which a job may still have something to do
 
 
-def unneeded(folder: Path) -> str | None:
-    """Why this run needs no further job now, in words; None where it needs one."""
+def unneeded(folder: Path, living: dict | None = None) -> str | None:
+    """Why this run needs no further job now, in words; None where it needs one. living: what SLURM said of
+    the jobs of several runs, {id: alive}; None asks it of this one."""
     status = status_of(Path(folder) / "status.json")
     job, state = status.get("job"), status.get("state")
     if isinstance(job, dict) and state in WAITING:
@@ -30,17 +31,26 @@ def unneeded(folder: Path) -> str | None:
         if job.get("id") is None:
             if state == "submitted" and time.time() - (job.get("submitted") or 0) < FRESH:
                 return "another command is submitting it"
-        elif (living := alive(job)) is None:
+        elif (lives := alive(job, living)) is None:
             return f"{where}, and SLURM cannot be asked what became of it"
-        elif living:
+        elif lives:
             return f"{where} has it ({state})"
     return owner.in_use(folder)
 
 
-def alive(job: dict) -> bool | None:
-    """Whether a job still runs or waits; None where that cannot be known."""
+def queued(folder: Path) -> str | None:
+    """The job of SLURM that `unneeded` asks about; None where it asks about none."""
+    status = status_of(Path(folder) / "status.json")
+    job = status.get("job")
+    ours = isinstance(job, dict) and job.get("cluster") != "local" and status.get("state") in WAITING
+    return job.get("id") if ours else None
+
+
+def alive(job: dict, living: dict | None = None) -> bool | None:
+    """Whether a job still runs or waits; None where that cannot be known. living: as for `unneeded`."""
     if job.get("cluster") != "local":
-        return (slurm.alive([job["id"]]) or {}).get(job["id"])
+        living = slurm.alive([job["id"]]) or {} if living is None else living
+        return living.get(job["id"])
     if job.get("host") != socket.gethostname():
         return None
     began = job.get("started")

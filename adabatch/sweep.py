@@ -74,7 +74,7 @@ def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = 
     With hardware.parallel_runs above 1 it returns while the job runs (state "running"), as soon as fewer jobs
     than that do; `drain` waits for the rest. fork: None decides by may_fork. named: Hydra's own overrides
     that belong to the command that goes on with this job alone. KeyboardInterrupt after all children have
-    ended, when this process was told to stop.
+    ended, when this process was told to stop. OSError where the process could not be started.
     """
     folder, overrides = Path(folder), list(overrides)
     if fork is None:
@@ -87,10 +87,10 @@ def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = 
     log.info(f"job {number}: {label(overrides) or 'defaults'}")
     record = {"overrides": overrides, "folder": str(folder), "state": "running", "error": None,
               "exit_code": None, "summary": None}  # fmt: skip
-    records.append(record)
     pool.start(
         record, _fork if fork else _fresh, (config, folder, overrides, tuple(notes), tuple(named)), most
     )
+    records.append(record)  # not before: one that could not be started would be "running" for ever
     if most == 1:
         drain()
     return record
@@ -99,6 +99,11 @@ def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = 
 def parallel(config: dict) -> int:
     """Jobs of a multirun that may run at once on this machine."""
     return (config.get("hardware") or {}).get("parallel_runs") or 1
+
+
+def forget(record: dict) -> None:
+    """A job that is no longer this multirun's: another process has done it, or it is begun anew."""
+    records[:] = [other for other in records if other is not record]
 
 
 def drain() -> None:

@@ -7,7 +7,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from adabatch import UserError, config
 from adabatch.combinations import combinations
-from adabatch.compare import matching
+from adabatch.compare import declare, matching
 from adabatch.compare.arms import updates
 from adabatch.composed import Composed
 
@@ -137,9 +137,20 @@ def test_arms_of_the_users_own(tmp_path):
     assert arms["ramp"].config["schedule"]["max_batch"] == 256
 
 
+def test_candidates_are_the_adaptive_arms_and_no_control():
+    """Also where a control changes its batch (reversed, batch_twin)."""
+    own = "{name: ramp, overrides: ['schedule=linear_ramp', 'schedule.max_batch=8x']}"
+    names = f"compare.arms=[fixed,batch_twin,mean_matched,adaptive,lr_twin,reversed,{own}]"
+    arms, _ = expanded(*MNIST5K, "compare.adaptive=[adabatch,noise_scale]", names)
+    assert {"batch twin of adabatch", "reversed adabatch", "reversed noise_scale", "fixed 512"} < set(arms)
+    wanted = ["adabatch", "noise_scale", "ramp"]
+    assert [name for name, arm in arms.items() if arm.adaptive] == wanted
+    assert [e["name"] for e in map(declare.entry, arms.values()) if e["adaptive"]] == wanted
+
+
 def test_a_plan_has_a_line_for_every_arm_that_replays_nothing():
     with config.composer():
-        jobs = combinations(["experiment=compare", *MNIST5K, "compare.adaptive=[adabatch,noise_scale]"])
+        jobs, _ = combinations(["experiment=compare", *MNIST5K, "compare.adaptive=[adabatch,noise_scale]"])
     names = [next(o for o in job if o.startswith("compare.arm=")).partition("=")[2] for job in jobs]
     fixed = ["'fixed 32'", "'fixed 128'", "'fixed 512'", "'mean-matched 82'"]
     assert names == [*fixed, "'adabatch'", "'noise_scale'"]
@@ -160,7 +171,12 @@ def test_a_plan_has_a_line_for_every_arm_that_replays_nothing():
          "train the same number of samples"),
         (["compare.seeds=21"], "at most the last look, 20"),
         (["compare.tuning_seed=3"], "no seed of the verdict"),
-        (["compare.retry=[interrupted]"], "Interrupted runs go on by themselves"),
+        (["compare.retry=[interrupted]"], "interrupted runs go on by themselves"),
+        (["compare.retry=[diverged]"], "A run that diverged is a result"),
+        (["schedule.compat=nvlabs"], "drops the tail of every epoch"),
+        ([f"compare.arms=[fixed,adaptive,{{name: {'n' * 40}, overrides: [], sizes: [2x]}}]"], "a shorter"),
+        ([f"compare.arms=[adaptive,mean_matched,{{name: {'n' * 40}, overrides: ['schedule=noise_scale']}}]"],
+         "a shorter"),
         (["compare.looks=[10,5]"], "ascending"), (["compare.delta=0"], "delta is a number"),
         (["dataset.samples=null"], "dataset.samples"),
     ],

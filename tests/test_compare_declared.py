@@ -42,7 +42,7 @@ def test_the_report_reads_what_was_declared(tmp_path):
     assert declare.settle(tmp_path, declared(delta=0.5, looks=[3, 6], target=0.1, tune_lr=True))
     found = plan.declared(tmp_path)
     assert (found.delta, found.looks, found.target, found.tuned) == (0.005, (3, 6), 0.1, True)
-    assert (found.arms, found.names, found.samples) == (3, ("fixed 32", "adabatch", "mm"), 40_000)
+    assert (found.arms, tuple(found.named), found.samples) == (3, ("fixed 32", "adabatch", "mm"), 40_000)
     assert found.remark is None, "its hash is the one that adabatch-report takes"
 
 
@@ -170,6 +170,12 @@ def test_the_choice_is_recorded_and_found_again(tmp_path):
     assert tuning.write(tmp_path, 1000, scores) == {"a": 2.0, "b": 1.0}
     assert tuning.read(tmp_path, ["a", "b"]) == {"a": 2.0, "b": 1.0}
     assert tuning.read(tmp_path, ["a", "c"]) is None
+    path = tmp_path / "tuning.yaml"
+    kept = path.read_text()
+    path.write_text(kept.replace("multiplier: 2.0", "multiplier: 4.0", 1))
+    with pytest.raises(UserError, match="tuning.yaml is not as it was hashed"):
+        tuning.read(tmp_path, ["a", "b"])
+    path.write_text(kept)
     written = yaml.safe_load((tmp_path / "tuning.yaml").read_text())
     assert written["arms"]["a"]["at_an_edge"] and written["arms"]["a"]["tried"][0]["validation_error"] is None
     assert tuning.lines(arm("a"), 2.0) == ("schedule.base_batch=32", "schedule.base_lr=0.1")
@@ -186,14 +192,19 @@ def compared(parent, name, seed, batches, error, seconds, stage="verdict", **con
 
 def swept(parent):
     """Five seeds of three arms, the third with another schedule for each seed; 10,000 samples each."""
-    arms = [arm("fixed 32"), arm("grows"), Arm("matched", control="mean_matched", source="grows")]
+    arms = [
+        arm("fixed 32"),
+        arm("grows", adaptive=True),
+        Arm("matched", control="mean_matched", source="grows"),
+    ]
     declare.settle(parent, declare.content(asked.asked(NODE, "adabatch"), arms, 10_000))
     for seed in range(5):
         away = 0.001 * (seed - 2)
         compared(parent, "fixed 32", seed, (32,), 0.09 + away, 150 + seed)
         compared(parent, "grows", seed, (32, 128), 0.09 - away, 80 + seed)
         compared(parent, "matched", seed, (50 + seed,), 0.12 + away, 80 + seed,
-                 **{"schedule.run": f"run {seed}"})  # fmt: skip
+                 **{"schedule.run": f"run {seed}", "schedule.base_batch": 50,
+                    "schedule._target_": "adabatch.schedules.replay"})  # fmt: skip
 
 
 def test_arms_are_what_the_runs_say_whatever_their_schedules(tmp_path):

@@ -161,6 +161,14 @@ def test_finished_runs_tell_how_good_forecasts_are(tmp_path):
     assert audit.past(tmp_path / "nowhere", "X") == []
 
 
+def test_runs_of_comparisons_tell_it_too(tmp_path):
+    """They lie a level deeper, and beside each other as seen from within; no deeper than that."""
+    for i, place in enumerate(("run", "compare-x/run", "compare-y/run", "compare-x/tuning/run")):
+        summary(tmp_path / place, "X", 10.0, 11.0 + i)
+    assert sorted(audit.past(tmp_path, "X")) == pytest.approx([1.1, 1.2, 1.3])
+    assert sorted(audit.past(tmp_path / "compare-x", "X")) == pytest.approx([1.2, 1.4])
+
+
 def test_the_report_shows_it(tmp_path, machine):
     beside(tmp_path / "run", machine, *GROWING)
     figures = run(tmp_path / "run", *GROWING)

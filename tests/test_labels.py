@@ -26,6 +26,19 @@ def test_a_declared_comparison_is_its_folder(tmp_path, below):
     assert labels.comparison(CONFIG, tmp_path / "mine" / below) == "mine"
 
 
+@pytest.mark.parametrize("given", [None, "chosen"])
+def test_runs_that_search_for_a_learning_rate_are_a_group_of_their_own(tmp_path, given):
+    """A chart of the arms by their group must not average them in."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/compare.yaml").write_text("delta: 1.0\n")
+    groups = [
+        labels.group({**CONFIG, "compare": {"arm": "fixed 32", "stage": stage}}, tmp_path / below, given)
+        for stage, below in (("verdict", "mine/run"), ("tuning", "mine/tuning/run"))
+    ]
+    assert groups == [given or "mine", f"{given or 'mine'}-tuning"]
+    assert labels.group(CONFIG, tmp_path / "mine/run", given) == groups[0]
+
+
 @pytest.mark.parametrize("given, arm", [
     ({}, "fixed 32"), ({"options.schedule": "adabatch", "schedule.base_batch": 64}, "adabatch 64"),
     ({"compare": {"arm": "mean-matched 330"}}, "mean-matched 330"), ({"compare": None}, "fixed 32"),

@@ -474,7 +474,7 @@ def test_plans_keep_notes_of_dropped_keys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     lines = ["dataset._target_=own_data.load", "dataset=cifar10", "dataset.samples=500"]
-    (plan,) = plan_all(lines, False)
+    (plan,), _ = plan_all(lines, False)
     assert plan.schedule.samples == 500 and "dropped" in plan.notes[0]
     assert not [w for w in plan.warnings if "too few" in w]  # nobody knows how many there are to test on
     assert "note: dataset._target_=own_data.load" in table.text(plan)

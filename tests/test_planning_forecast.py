@@ -16,6 +16,16 @@ SIZES = tuple(2**k for k in range(4, 12))
 ADA = ("schedule=adabatch", "schedule.base_batch=16", "epochs=10", "hardware=cpu")  # 1,437 digits
 
 
+COMPARED = ("-m", "experiment=compare", "dataset=digits", "dataset.validation=0", "schedule.base_batch=16",
+            "compare.tune_lr=false", *ADA[2:])  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Room for every line, whatever terminal the suite runs in."""
+    monkeypatch.setenv("COLUMNS", "140")
+
+
 def step(batch: int, passes: int = 1) -> float:
     return passes * (A + B * batch / passes) + C
 
@@ -137,6 +147,54 @@ def test_a_sweep_is_held_against_its_fixed_arms(capsys, source):
     assert f"{total:,.3g} EUR" in text and "all 8 runs" in text
     assert "is faster than fixed 256 by" in text
     assert "2 of each arm do not resolve" in " ".join(text.split())
+
+
+def total(text: str) -> tuple[str, float]:
+    """(what is said of the runs, their device-hours) of the last lines."""
+    found = re.search(r"(all \d+ runs.*?): ([\d.e-]+) device-hours", " ".join(text.split()))
+    return found[1], float(found[2])
+
+
+def test_a_comparison_costs_every_seed_of_every_arm(capsys, source):
+    """Also the controls that replay a run: as long as their source, an lr twin as long as its first batch
+    (under a scaling that no fixed arm follows, or it would be that arm)."""
+    arms = "compare.arms=[fixed,adaptive,mean_matched,lr_twin]"
+    lines = (*COMPARED, arms, "compare.looks=[3,6]", "schedule=noise_scale", "schedule.max_batch=256",
+             "schedule.scaling=sqrt")  # fmt: skip
+    jobs = planned(capsys, *lines, "--profile", source)["jobs"]
+    hours = [job["forecast"]["device_hours"] for job in jobs]
+    loop = next(j["forecast"]["device_hours"] for j in jobs if j["closed_loop"])
+    first = next(j["forecast"]["device_hours"] for j in jobs if "compare.arm='fixed 16'" in j["overrides"])
+    text = said(capsys, *lines, "--profile", source)
+    named, found = total(text)
+    assert len(jobs) == 4 and "mean-matched to noise_scale" in text and "lr twin of noise_scale" in text
+    assert named == "all 18 runs (3 of each of 6 arms)"
+    assert found == pytest.approx(3 * (sum(hours) + loop + first), rel=0.01)
+    again, more = total(said(capsys, *lines, "compare.seeds=6", "--profile", source))
+    assert again.startswith("all 36 runs") and more == pytest.approx(2 * found, rel=0.01)
+
+
+def test_a_comparison_that_tunes_costs_its_search(capsys, source):
+    lines = [line for line in COMPARED if not line.startswith(("compare.tune", "dataset.validation"))]
+    lines.append("compare.arms=[fixed,adaptive]")
+    given = ("dataset.validation=100", "--profile", source)
+    text = said(capsys, *lines, "compare.tune_lr=true", *given)
+    named, hours = total(text)
+    words = r"all (\d+) runs \(5 of each of (\d+) arms\) and (\d+) or more that tune learning rates"
+    found = re.fullmatch(words, named)
+    runs, arms, searches = map(int, found.groups())
+    assert runs == 5 * arms and searches >= 3 * arms
+    assert hours > total(said(capsys, *lines, "compare.tune_lr=false", *given))[1] * 1.5
+
+
+def test_a_comparison_resolves_by_its_own_seeds_margin_and_share_of_alpha(capsys, source):
+    """Three looks and two candidates: .05 / 6; of the 360 digits at a margin of 2 points."""
+    lines = (*COMPARED, "compare.arms=[fixed,adaptive]", "compare.adaptive=[adabatch,noise_scale]")
+    text = " ".join(said(capsys, *lines, "compare.delta=2", "--profile", source).split())
+    chance = power.power(power.spread(0.1, 360), 5, 0.02, 0.05 / 6)
+    assert 0.05 < chance < power.power(power.spread(0.1, 360), 5, 0.02) - 0.05
+    assert f"2 percentage points at an error of 10 % on 360 samples: power {chance:.0%}" in text
+    assert "5 of each arm" in text and "resolves nothing" not in text
 
 
 def test_what_seeds_can_resolve():

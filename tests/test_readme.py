@@ -16,9 +16,17 @@ LINES = [
     for line in block.splitlines()
     if line.startswith("$ ")
 ]
-# Shortened, not changed: the part of a command that makes it long. Everything else runs to its end as
+# Shortened, not changed: what is put behind a command that takes long. Everything else runs to its end as
 # written.
-SHORT = {'make train ARGS="model=vgg schedule=adabatch"': ' dataset.limit=64 epochs=2"'}
+SHORT = {
+    'make train ARGS="model=vgg schedule=adabatch"': ' dataset.limit=64 epochs=2"',
+    "adabatch model=resnet dataset=synthetic epochs=1 seed=3": " dataset.limit=1024",
+    "adabatch -m schedule=fixed,adabatch seed=0,1,2": " epochs=2",
+    "adabatch hardware=local hardware.processes=2 schedule=adabatch schedule.base_batch=64": " epochs=5",
+    "adabatch-verify schedule=adabatch": " --only twice,micro-batch",
+    "adabatch -m experiment=compare epochs=1 compare.looks=[2]": " dataset.limit=512",
+    "adabatch-profile --seconds 0.5 --sustained 5": " --batches 32,64,128 --accumulation 2",
+}
 
 
 def shell(command: str, folder: Path, seconds: int = 280) -> subprocess.CompletedProcess:
@@ -41,7 +49,8 @@ def place(tmp_path_factory):
 
 
 def test_the_commands_are_found():
-    assert len(LINES) > 8 and "make train" in LINES and any(line.startswith("adabatch -m") for line in LINES)
+    assert len(LINES) > 8 and "make train" in LINES and set(SHORT) <= set(LINES)
+    assert any(line.startswith("adabatch -m") for line in LINES)
 
 
 @pytest.mark.slow
@@ -54,7 +63,7 @@ def test_the_commands_run_one_after_the_other(place):
             continue
         if line.startswith("make"):
             continue  # below: they need the checkout's own environment
-        done = shell(line, folder)
+        done = shell(line + SHORT.get(line, ""), folder)
         assert done.returncode == 0, f"$ {line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 

@@ -170,17 +170,37 @@ def test_a_stopped_sweep_goes_on_where_it_was(place):
 
 
 def test_controls_of_a_closed_loop_come_after_their_source_in_its_block(place):
-    assert compared(place, "schedule=noise_scale", "compare.ladder=16") == 0
+    """The source grows, in each seed elsewhere; the folder has a quote and a name of the program's own."""
+
+    def grows(config, folder, stop):
+        found = trained(config, folder, stop)
+        if config["compare"]["arm"] == "noise_scale":
+            small = 8 if config["seed"] == 0 else 4  # batches of 32, then of 64, 512 samples in all
+            sizes = [32] * small + [64] * ((512 - 32 * small) // 64)
+            rows = [{"event": "train", "position": sum(sizes[: i + 1]), "epoch": sum(sizes[: i + 1]) / 256,
+                     "lr": 0.05, "batch_size": n, "divisor": n} for i, n in enumerate(sizes)]  # fmt: skip
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            found["steps"] = len(rows)
+            found["phases"] = [{"start_position": 0, "batch_size": n} for n in (32, 64)]
+        return found
+
+    place.train = grows
+    assert compared(place, "schedule=noise_scale", "compare.ladder=16", 'hydra.sweep.dir="it\'s/tuning"') == 0
     order = began()
     for seed in (0, 1):
         block = [arm for arm, s in order if s == seed]
         assert block[-1] == "mean-matched to noise_scale" and "noise_scale" in block[:-1]
-    found = folders()
+    found = folders("it's/tuning")
+    assert {runs.Run(folder).config["compare"]["stage"] for folder in found.values()} == {"verdict"}
     control, source = found["mean-matched to noise_scale", 1], found["noise_scale", 1]
     config = runs.Run(control).config["schedule"]
     assert config["control"] == "mean_matched" and Path(config["run"]).resolve() == source.resolve()
-    assert [row["batch_size"] for row in runs.Run(control).rows] == [32] * 16, "its source never measured"
-    arms = {a["arm"]: a["runs"] for a in json.loads(Path("sweep/report.json").read_text())["arms"]}
+    for seed, updates in ((0, 12), (1, 10)):  # 8 x 32 + 4 x 64 and 4 x 32 + 6 x 64 samples
+        rows = runs.Run(found["mean-matched to noise_scale", seed]).rows
+        assert {row["divisor"] for row in rows} == {round(512 / updates)}
+    report = json.loads(Path("it's/tuning/report.json").read_text())
+    assert report["decision"] not in ("interim", None)
+    arms = {a["arm"]: a["runs"] for a in report["arms"]}
     assert arms["mean-matched to noise_scale"] == 2, "one arm, though each seed replays another run"
 
 
@@ -193,6 +213,8 @@ def test_a_control_of_a_source_that_broke_down_is_left_out(place):
     place.train = breaks
     assert compared(place, "schedule=noise_scale", "compare.ladder=16") == 0
     assert ("mean-matched to noise_scale", 1) in began() and ("mean-matched to noise_scale", 0) not in began()
+    decision = json.loads(Path("sweep/report.json").read_text())["decision"]
+    assert decision not in ("interim", None), "what could not be replayed is not waited for"
 
 
 def test_the_search_for_learning_rates_comes_first_and_once(place, capfd):

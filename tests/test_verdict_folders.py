@@ -313,6 +313,12 @@ def test_a_changed_declaration_counts_as_none(tmp_path):
         ({"arms": "all"}, "arms is a list of the arms, got all"),
         ({"target": 5}, "target is a number from 0 to 1, got 5"),
         ({"samples": -5}, "samples is a number"),
+        ({"arms": ["a"] * 201}, "arms are at most 200, got 201"),
+        ({"arms": [{"name": "a", "adaptive": "yes"}]}, "adaptive of a is true or false, got yes"),
+        ({"arms": [{"name": "a", "control": ["x"]}]}, "control of a is a name"),
+        ({"arms": [{"name": "a", "of": {"b": 1}}]}, "of of a is a name"),
+        ({"arms": [{"name": "a", "control": "reversed", "of": "b"}]}, "a is a control of b, which is no"),
+        ({"arms": [{"name": "a" * 40 + "x"}, {"name": "a" * 40 + "y"}]}, "an arm's name is its own, got aaa"),
     ],
 )
 def test_a_declaration_that_makes_no_sense_is_refused(tmp_path, content, words):
@@ -321,6 +327,172 @@ def test_a_declaration_that_makes_no_sense_is_refused(tmp_path, content, words):
     with pytest.raises(UserError) as error:
         look([str(tmp_path)], {})
     assert words in str(error.value) and "compare.yaml" in str(error.value)
+
+
+# -- declared arms -----------------------------------------------------------------------------------
+
+NAMED = {  # name: batches, final error, seconds
+    "fixed 32": ((32,), 0.090, 150),
+    "fixed 512": ((512,), 0.094, 100),
+    "adabatch": ((32, 128, 512), 0.091, 70),
+    "cabs": ((32, 64), 0.091, 120),
+}
+MATCHED = "mean-matched to cabs"
+WOBBLE = (-0.002, 0.001, 0.0, -0.001, 0.002)
+
+
+def entry(name):
+    return {"name": name, "adaptive": not name.startswith("fixed"), "overrides": [], "identity": "x"}
+
+
+def named(folder, name, seed, batches, error, seconds, state="finished", **config):
+    """A run of a declared arm."""
+    config = {"compare": {"arm": name, "stage": "verdict"}, "options.schedule": name, **config}
+    spread = WOBBLE[(seed + len(name)) % 5]
+    return run(folder, seed, batches, error + spread, seconds * math.exp(2 * spread), state, config)
+
+
+def compared(folder, broken=(), state="diverged", arms=NAMED):
+    """Five seeds of each arm, the runs of cabs broken at some; and the control that replays them."""
+    for name, (batches, error, seconds) in arms.items():
+        for seed in range(5):
+            how = state if name == "cabs" and seed in broken else "finished"
+            named(folder, name, seed, batches, error, seconds, how)
+    for seed in sorted(set(range(5)) - set(broken)):
+        replayed(folder, seed)
+    control = {"name": MATCHED, "adaptive": False, "control": "mean_matched", "of": "cabs"}
+    declare(folder, arms=[*map(entry, arms), control])
+
+
+def replayed(folder, seed, batches=(48,), name=MATCHED, control="mean_matched", **config):
+    node = {"schedule._target_": "adabatch.schedules.replay", "schedule.control": control}
+    config = node | {"schedule.run": f"somewhere/cabs-{seed}", **config}
+    named(folder, name, seed, batches, 0.092, 118, **config)
+
+
+@pytest.mark.parametrize("state", ["diverged", "out_of_memory"])
+@pytest.mark.parametrize("broken", [[3], [0, 1, 3], [0, 1, 2, 3, 4]])
+def test_a_control_whose_source_broke_down_does_not_hold_up_the_verdict(tmp_path, broken, state):
+    compared(tmp_path, broken, state)
+    verdict = judged(tmp_path)
+    assert (verdict.decision, verdict.winner) == ("adaptive", "adabatch")
+    seeds = ", ".join(map(str, broken))
+    said = f"{MATCHED} is left out: cabs broke down at seed {seeds}, so it lacks what it replays"
+    assert (said in verdict.notes) is (len(broken) < 5)
+
+
+def test_a_source_that_broke_down_loses_to_arms_with_all_seeds(tmp_path):
+    """Not to its control, of which only one run could be made."""
+    compared(tmp_path, [0, 1, 2, 3], arms={k: v for k, v in NAMED.items() if k != "adabatch"})
+    verdict = judged(tmp_path)
+    assert (verdict.decision, verdict.winner) == ("fixed", "fixed 512")
+    assert MATCHED not in [c.candidate for c in verdict.comparisons]
+
+
+def test_a_control_that_is_still_to_come_is_waited_for(tmp_path):
+    """Where its source finished, alone or beside seeds at which it broke down."""
+    compared(tmp_path, [3])
+    (last,) = tmp_path.glob("*base_batch=48-seed=4*")
+    shutil.rmtree(last)
+    assert f"no verdict: {MATCHED} lacks seed 3, 4, which other arms have" in judged(tmp_path).sentence
+    for folder in tmp_path.glob("*base_batch=48*"):
+        shutil.rmtree(folder)
+    assert "no verdict: 4 of the 5 declared arms have begun" in judged(tmp_path).sentence
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_closed_loop_that_never_moved_is_adaptive_as_declared(tmp_path, alone):
+    """Its runs are bit for bit those of the fixed batch, and it is held against them all the same."""
+    arms = {k: v for k, v in NAMED.items() if not (alone and k == "adabatch")}
+    arms["cabs"] = ((32,), 0.090, 150)
+    for name, (batches, error, seconds) in arms.items():
+        for seed in range(5):
+            rule = {"schedule.growth._target_": "x.Cabs"} if name == "cabs" else {}
+            folder = named(tmp_path, name, seed, batches, error, seconds, **rule)
+            if name in ("cabs", "fixed 32"):
+                figures = json.loads((folder / "summary.json").read_text())
+                runs.write_json(folder / "summary.json", figures | {"weights_sha256": f"{seed:064x}"})
+    declare(tmp_path, arms=[*map(entry, arms)])
+    verdict = judged(tmp_path)
+    assert {arm.name: arm.adaptive for arm in verdict.arms}["cabs"] is True
+    assert verdict.decision == ("fixed" if alone else "adaptive")
+    assert sum(c.candidate == "cabs" for c in verdict.comparisons) == 2
+
+
+@pytest.mark.parametrize("said", [{"adaptive": False}, {"adaptive": True}, {}])
+def test_a_control_is_no_candidate_whatever_its_batch_does(tmp_path, said):
+    """The reversed batches are fastest and most accurate by far: they win nothing as an adaptive arm, and
+    no adaptive arm can win against them."""
+    for name, (batches, error, seconds) in NAMED.items():
+        for seed in range(5):
+            named(tmp_path, name, seed, batches, error, seconds)
+    for seed in range(5):
+        replayed(tmp_path, seed, (64, 32), "reversed cabs", "reversed")
+        (folder,) = tmp_path.glob(f"*base_batch=64-seed={seed}*")
+        figures = json.loads((folder / "summary.json").read_text())
+        quick = {"train_seconds": figures["train_seconds"] / 9, "final_test_error": 0.03}
+        runs.write_json(folder / "summary.json", figures | quick)
+    control = {"name": "reversed cabs", "control": "reversed", "of": "cabs", **said}
+    declare(tmp_path, arms=[*map(entry, NAMED), control])
+    verdict = judged(tmp_path)
+    assert {arm.name: arm.adaptive for arm in verdict.arms}["reversed cabs"] is False
+    assert verdict.decision != "adaptive"
+
+
+def test_a_control_with_the_runs_of_its_source_is_no_rival_of_it(tmp_path):
+    """The batch twin of an adaptive arm may be that arm: one arm, and the adaptive one."""
+    for name, (batches, error, seconds) in NAMED.items():
+        for seed in range(5):
+            named(tmp_path, name, seed, batches, error, seconds)
+    for seed in range(5):
+        named(tmp_path, "batch twin of adabatch", seed, *NAMED["adabatch"], **{"schedule.twin": "batch"})
+    for path in tmp_path.glob("*adabatch-*/summary.json"):
+        figures = json.loads(path.read_text())
+        runs.write_json(path, figures | {"weights_sha256": f"{figures['seed']:064x}"})
+    twin = {"name": "batch twin of adabatch", "control": "batch_twin", "of": "adabatch"}
+    declare(tmp_path, arms=[*map(entry, NAMED), twin])
+    verdict = judged(tmp_path)
+    assert (verdict.decision, verdict.winner) == ("adaptive", "adabatch")
+    assert any("are the same runs (equal weights): one arm" in note for note in verdict.notes)
+
+
+def test_one_name_with_two_schedules(tmp_path):
+    """Of one comparison an error; of two of them, two arms. Replays differ in the run alone."""
+    compared(tmp_path / "a")
+    assert [len(arm.runs) for arm in look([str(tmp_path / "a")], {}).arms] == [5] * 5
+    for seed in range(5):
+        named(tmp_path / "b", "fixed 32", seed, (32,), 0.09, 150, **{"schedule.base_lr": 0.2})
+        replayed(tmp_path / "b", seed, name="again", **{"schedule.run": f"elsewhere/{seed}"})
+    found = look([str(tmp_path)], {})
+    names = [arm.name for arm in found.arms]
+    assert {name for name in names if "32," in name} == {"fixed 32, base_lr=0.05", "fixed 32, base_lr=0.2"}
+    assert {len(arm.runs) for arm in found.arms} == {5} and len(names) == 7
+    assert any(note.startswith("fixed 32: 2 schedules have this name") for note in found.notes)
+    named(tmp_path / "a", "fixed 32", 4, (32,), 0.09, 150, **{"schedule.base_lr": 0.2})
+    with pytest.raises(
+        UserError, match="those of fixed 32 have 2: base_lr=0.05 in .*base_lr=0.2 in .*seed=4"
+    ):
+        look([str(tmp_path / "a")], {})
+
+
+def test_runs_of_no_arm_enter_no_declared_verdict(tmp_path):
+    """A fixed batch that nothing could beat, begun by hand in the same folder."""
+    compared(tmp_path)
+    for seed in range(5):
+        run(tmp_path, seed, (256,), 0.01, 9.0)
+    found = look([str(tmp_path)], {})
+    assert len(found.arms) == 5 and "left out as runs of no declared arm: 5" in found.notes
+    assert decide(found.arms, found.plan, found.pending).winner == "adabatch"
+
+
+@pytest.mark.parametrize("replays", [True, False])
+def test_controls_that_replay_were_not_tuned(tmp_path, replays):
+    compared(tmp_path)
+    control = {"name": MATCHED, "adaptive": False, "control": "mean_matched", "of": "cabs"}
+    control |= {} if replays else {"overrides": ["schedule=fixed"], "identity": "y"}
+    declare(tmp_path, arms=[*map(entry, NAMED), control], tuned=True)
+    assert ("fixed LRs tuned but for replayed controls" in judged(tmp_path).sentence) is replays
+    assert "fixed LRs tuned" in judged(tmp_path).sentence
 
 
 def test_the_common_folder(tmp_path):

@@ -286,7 +286,7 @@ def test_times_that_cannot_be_compared_are_called_so_in_every_picture_of_them(tm
     summary = runs.Run(folders[(32,), 0]).summary
     runs.write_json(folders[(32,), 0] / "summary.json", summary | {"shared": True})
     html, report = made(tmp_path, target=0.2)
-    why = "runs shared the machine (hardware.parallel_runs)"
+    why = "runs shared the machine with other runs"
     assert any(why in note for note in report["notes"])
     assert "Final error against training time" not in html
     figures = re.findall(r"<figure.*?</figure>", html, re.S)

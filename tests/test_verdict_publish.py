@@ -7,11 +7,13 @@ import sys
 
 import pytest
 from page_folders import full
+from sweep_folders import run
 from test_verdict_command import report
 from wandb_server import ENTITY, KEY, Server
 
-from adabatch import labels
+from adabatch import UserError, labels
 from adabatch.files import read_yaml
+from adabatch.verdict import publish
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,18 @@ def test_the_report_holds_the_sentence_the_tables_and_charts_of_these_runs(swept
         assert f'"{key}"' in drawn, key
     for axis in ("epoch", "step", "seconds"):
         assert f'"xAxis": "{axis}"' in drawn, axis
+
+
+def test_the_report_is_of_the_arms_not_of_the_search(tmp_path):
+    """The first run in order is one that searched for a learning rate."""
+    for stage, name in (("tuning", "tuning"), ("verdict", "x")):
+        run(tmp_path / name, 0, (32,), 0.1, 9.0, config={"compare": {"arm": "fixed 32", "stage": stage}})
+    (tmp_path / "compare.yaml").write_text("delta: 1.0\n")
+    folders = sorted(path.parent for path in tmp_path.glob("*/*/config.yaml"))
+    assert folders[0].parent.name == "tuning"
+    assert publish.group_of(folders) == tmp_path.name
+    with pytest.raises(UserError, match="no run has begun"):
+        publish.group_of(folders[:1])
 
 
 def test_without_a_key_the_files_are_written_and_the_message_says_what_to_do(swept, capsys):

@@ -13,7 +13,8 @@ WORDS = {"mean_matched": "mean-matched to", "lr_twin": "lr twin of", "batch_twin
 class Arm:
     """lines: overrides of the schedule. config: of seed 0, schedule: made of it, path: its trajectory, None
     for a closed loop. An arm of the second stage has none of these but the control of a `source` (an arm's
-    name), which is replayed from the same seed's run."""
+    name), which is replayed from the same seed's run. adaptive: whether it is a candidate, whose batch
+    changes and which is no control."""
 
     name: str
     lines: tuple[str, ...] = ()
@@ -22,6 +23,7 @@ class Arm:
     path: list | None = None
     control: str | None = None
     source: str | None = None
+    adaptive: bool = False
 
     @property
     def batches(self) -> tuple[int, int]:

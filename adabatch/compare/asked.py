@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from adabatch.errors import UserError, suggest
 from adabatch.verdict.plan import bounded, looks_of
 
-RETRIED = ("failed", "diverged", "out_of_memory")
+RETRIED = ("failed", "out_of_memory")  # a divergence is a result: to roll again would hide it
 NAME = re.compile(r"[\w .=+-]{1,40}")
 KEYS = ("name", "overrides", "sizes", "control", "of")  # of an arm
 
@@ -51,7 +51,7 @@ def asked(node: dict, schedule: str) -> Asked:
         if state not in RETRIED:
             raise UserError(
                 f"compare.retry lists some of {', '.join(RETRIED)}, got {state!r}.{suggest(state, RETRIED)} "
-                "Interrupted runs go on by themselves"
+                "A run that diverged is a result and stays one; interrupted runs go on by themselves"
             )
     if not isinstance(node["tune_lr"], bool):
         raise UserError(f"compare.tune_lr is true or false, got {node['tune_lr']!r}")

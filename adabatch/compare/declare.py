@@ -29,11 +29,13 @@ def content(asked: Asked, arms: list[Arm], samples: int) -> dict:
 
 
 def entry(arm: Arm) -> dict:
-    """An arm as it is declared. identity: of its run with seed 0 (before tuning)."""
+    """An arm as it is declared. adaptive: whether it is one of the candidates, which the report does not
+    guess from what its runs did. identity: of its run with seed 0 (before tuning)."""
+    found = {"name": arm.name, "adaptive": arm.adaptive}
     if arm.source is not None:
-        return {"name": arm.name, "control": arm.control, "of": arm.source}
+        return found | {"control": arm.control, "of": arm.source}
     identity = runs.identity(arm.config | {"seed": 0}, runs.contents(arm.config))
-    return {"name": arm.name, "overrides": list(arm.lines), "identity": identity}
+    return found | {"overrides": list(arm.lines), "identity": identity}
 
 
 def settle(folder: Path, wanted: dict) -> bool:

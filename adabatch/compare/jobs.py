@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from adabatch import runs, submission
+from adabatch import owner, slurm, submission
 from adabatch.compare.arms import Arm
 
 SETTLED = ("failed", "diverged", "out_of_memory")  # outcomes that are not tried again without a word
@@ -24,6 +24,7 @@ class Job:
     tried: bool = False  # submitted by this process, and waited for
     record: dict | None = None  # of `sweep`, where this process has started it: "running" until it ends
     multiplier: float = 1.0
+    stage: str = "verdict"  # or tuning
 
     @property
     def name(self) -> str:
@@ -48,20 +49,32 @@ def blocks(arms: list[Arm], seeds: int, order: int) -> list[Job]:
 
 
 def state(folder: Path | None) -> str | None:
-    """How the run in a folder stands; None where there is none."""
-    return runs.Run(folder).state if folder is not None and folder.is_dir() else None
+    """How the run in a folder stands; None where there is none, or where its status.json is torn."""
+    return None if folder is None else owner.status_of(folder / "status.json").get("state")
 
 
-def due(job: Job, retry=()) -> str:
-    """DONE, TODO, BUSY (another process or a job of a cluster has it) or LATER (its source has not ended)."""
+def living(every: list[Job]) -> dict[str, bool]:
+    """{id: whether it runs or waits} of all jobs of a cluster that have these runs. SLURM is asked once."""
+    found = [submission.queued(job.folder) for job in every if job.folder is not None]
+    ids = sorted({one for one in found if one})
+    return (slurm.alive(ids) or {}) if ids else {}
+
+
+def due(job: Job, retry=(), alive: dict | None = None) -> str:
+    """DONE, TODO, BUSY (another process or a job of a cluster has it) or LATER (its source has not ended).
+
+    alive: `living`, where it was asked for several runs. A control whose source broke down is done: there is
+    nothing to be replayed.
+    """
     if job.folder is None:
-        return LATER
+        over = job.needs is not None and due(job.needs, retry, alive) == DONE
+        return DONE if over and not finished(job.needs) else LATER
     found, own = state(job.folder), (job.record or {}).get("state")
     if own == "running":
         return BUSY
     if found == "finished" and (job.folder / "summary.json").is_file():
         return DONE
-    if found in ("running", "submitted", "preempted") and submission.unneeded(job.folder):
+    if found in ("running", "submitted", "preempted") and submission.unneeded(job.folder, alive):
         return BUSY
     if job.tried or own not in (None, "in use") or (found in SETTLED and found not in retry):
         return DONE

@@ -6,15 +6,25 @@ the same in all arms, so that a learning rate follows its batch by the same rule
 """
 
 import re
+from dataclasses import replace
 
 from adabatch import plan, runs
 from adabatch.compare import matching
 from adabatch.compare.arms import CONTROLS, WORDS, Arm, key_of, spelled
-from adabatch.compare.asked import Asked, described
+from adabatch.compare.asked import NAME, Asked, described
 from adabatch.errors import UserError, suggest
 
 LARGEST = 16  # times the base batch: how far a closed loop may go, where nothing else says it
 TIMES, SHARE = re.compile(r"(\d+(?:\.\d+)?)x"), re.compile(r"(\d+(?:\.\d+)?)%")
+
+
+def refuse_name(name: str) -> None:
+    """UserError for a whole name, a size or a control's words included, that a report would cut."""
+    if not NAME.fullmatch(name):
+        raise UserError(
+            "an arm's name is 1 to 40 letters, digits, spaces and -_.=+, what a size or a control adds "
+            f"included, got {name!r}: give the arm a shorter or simpler name"
+        )
 
 
 class Maker:
@@ -80,24 +90,31 @@ class Maker:
             found |= {k: f"{k}={v}" for k, v in inherited.items() if self.fits(k, node)}
         found |= {k: v for k, v in self.typed.items() if option == self.option or self.fits(k, node)}
         found |= {key_of(line): line for line in forced}
-        found |= {"base": f"schedule.base_batch={batch}", "lr": f"schedule.lr_batch={self.lr_batch}"}
         for key in ("schedule.base_batch", "schedule.lr_batch"):
             found.pop(key, None)
-        return (f"schedule={option}", *found.values())
+        sizes = f"schedule.base_batch={batch}", f"schedule.lr_batch={self.lr_batch}"
+        return (f"schedule={option}", *found.values(), *sizes)
 
-    def made(self, name: str, lines) -> Arm:
+    def made(self, name: str, lines, control: bool = False) -> Arm:
+        """control: it is another's, so no candidate, whatever its batch does."""
+        refuse_name(name)
         config = self.compose([*lines, f"compare.arm='{name}'", "compare.stage=verdict"])
         schedule = plan.schedule(config, self.samples)
         path = matching.trajectory(schedule) if matching.open_loop(schedule) else None
-        return Arm(name, tuple(lines), config, schedule, path)
+        arm = Arm(name, tuple(lines), config, schedule, path)
+        low, high = arm.batches
+        control |= bool(config["schedule"].get("twin")) or config["schedule"].get("control", "none") != "none"
+        return replace(arm, adaptive=not control and (path is None or low != high))
 
     def add(self, arm: Arm) -> None:
-        """Unless an arm does the same already."""
-        for other in self.arms:
+        """Unless an arm does the same already; a candidate takes the place of a control."""
+        for number, other in enumerate(self.arms):
             same = arm.path and other.path and matching.equal(arm.path, other.path)
             if same or (
                 arm.config and other.config and runs.identity(arm.config) == runs.identity(other.config)
             ):
+                if arm.adaptive and not other.adaptive:
+                    self.arms[number], arm, other = arm, other, arm
                 self.notes.append(f"{arm.name} does what {other.name} does: left out")
                 return
             if arm.name == other.name:
@@ -143,12 +160,13 @@ class Maker:
         for number, entry in enumerate([*wanted, *others]):
             own = entry.get("overrides", [])
             arm = self.made(entry["name"], self.lines(own, self.batch))
-            low, high = arm.batches
-            if low != high or arm.path is None:
+            if arm.adaptive:
                 found.append((arm, own))
             elif number < len(wanted):
+                low, high = arm.batches
+                why = "is a control" if low != high else f"never changes its batch of {low} in this run"
                 raise UserError(
-                    f"{arm.name} never changes its batch of {low} in this run: name an adaptive schedule "
+                    f"{arm.name} {why}: name an adaptive schedule "
                     "(schedule=adabatch, compare.adaptive=[noise_scale]), or more epochs"
                 )
         if not found:
@@ -217,6 +235,7 @@ class Maker:
             made = self.computed(control, source)
             if made is None:
                 made = Arm(f"{WORDS[control]} {source.name}", control=control, source=source.name)
+                refuse_name(made.name)
             self.add(made)
 
     def computed(self, control: str, source: Arm) -> Arm | None:
@@ -226,13 +245,13 @@ class Maker:
             batch = matching.mean_batch(source.schedule.budget, len(source.path))
             name = f"mean-matched {batch}"
             taken = any(arm.name == name for arm in self.arms)
-            arm = self.made(f"{name} to {source.name}" if taken else name, self.plain(source, batch))
+            arm = self.made(f"{name} to {source.name}" if taken else name, self.plain(source, batch), True)
             exact = matching.follows(arm.schedule, source.path, source.schedule.noise_exponent)
             return arm if exact else None
         if control in ("lr_twin", "batch_twin") and source.path and hasattr(source.schedule, "twin"):
-            return self.made(name, (*source.lines, f"schedule.twin={control.partition('_')[0]}"))
+            return self.made(name, (*source.lines, f"schedule.twin={control.partition('_')[0]}"), True)
         if control == "lr_twin":
-            arm = self.made(name, self.plain(source, self.batch))
+            arm = self.made(name, self.plain(source, self.batch), True)
             return arm if matching.keeps_noise(source.schedule, arm.schedule) else None
         return None
 
@@ -250,6 +269,11 @@ class Maker:
         for arm in self.arms:
             if arm.schedule is None:  # it replays one of the others
                 continue
+            if getattr(arm.schedule, "compat", None):
+                raise UserError(
+                    f"arms train the same number of samples, and {arm.name} with schedule.compat="
+                    f"{arm.schedule.compat} drops the tail of every epoch: leave schedule.compat out"
+                )
             early = getattr(getattr(arm.schedule, "scaling", None), "ends_early", False)
             if early or arm.schedule.budget != budget:
                 raise UserError(

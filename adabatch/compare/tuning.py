@@ -13,6 +13,9 @@ from pathlib import Path
 from adabatch import files, runs
 from adabatch.compare.arms import Arm
 from adabatch.compare.declare import EXTENSIONS, MULTIPLIERS
+from adabatch.compare.jobs import state
+from adabatch.errors import UserError
+from adabatch.verdict.plan import digest
 
 FILE = "tuning.yaml"
 FOLDER = "tuning"
@@ -20,8 +23,8 @@ FOLDER = "tuning"
 
 @dataclass(frozen=True)
 class Score:
-    """What became of a candidate. error: on validation data, infinite where the run broke down, None where it
-    is to come."""
+    """What became of a candidate. error: on validation data, infinite where the learning rate broke the run
+    down, None where it is to come, also where the run failed for another reason."""
 
     multiplier: float
     error: float | None
@@ -81,25 +84,31 @@ def write(folder: Path, seed: int, found: dict[str, list[Score]]) -> dict[str, f
         }
         for name, scores in ((n, sorted(s, key=lambda s: s.multiplier)) for n, s in found.items())
     }  # fmt: skip
-    files.write_yaml(folder / FILE, {"format": files.FORMAT, "seed": seed, "arms": arms})
+    content = {"seed": seed, "arms": arms}
+    files.write_yaml(folder / FILE, {"format": files.FORMAT, **content, "sha256": digest(content)})
     return chosen
 
 
 def read(folder: Path, names: list[str]) -> dict[str, float] | None:
-    """The recorded choice for these arms; None where it is not complete."""
+    """The recorded choice for these arms; None where it is not complete. UserError: it was edited."""
     if not (folder / FILE).is_file():
         return None
-    arms = files.read_yaml(folder / FILE).get("arms")
+    content = files.read_yaml(folder / FILE)
+    if content.get("sha256") != digest(content):
+        raise UserError(
+            f"{folder / FILE} is not as it was hashed: put it back, or name another folder: "
+            "hydra.sweep.dir=..."
+        )
+    arms = content.get("arms")
     found = {n: files.number((arms.get(n) or {}).get("multiplier")) for n in names} if arms else {}
     return found if found and all(found.values()) else None
 
 
 def score(multiplier: float, folder: Path) -> Score:
     """A candidate's score from its run's folder."""
-    run = runs.Run(folder) if folder.is_dir() else None
-    state = run.state if run else None
-    if state == "finished":
-        error = files.number((run.summary or {}).get("final_validation_error"))
-        return Score(multiplier, math.inf if error is None else error, state, folder.name)
-    broken = state in ("failed", "diverged", "out_of_memory")
-    return Score(multiplier, math.inf if broken else None, state, folder.name)
+    found = state(folder)
+    if found == "finished":
+        error = files.number((runs.Run(folder).summary or {}).get("final_validation_error"))
+        return Score(multiplier, math.inf if error is None else error, found, folder.name)
+    broken = found in ("diverged", "out_of_memory")
+    return Score(multiplier, math.inf if broken else None, found, folder.name)

@@ -11,7 +11,7 @@ import shutil
 import sys
 
 from adabatch import arguments, commandline, config, worlds
-from adabatch.combinations import combinations
+from adabatch.combinations import Compared, combinations
 from adabatch.commandline import Parser
 from adabatch.errors import UserError
 from adabatch.planning import picture, spending, table, times
@@ -53,12 +53,12 @@ def shown(asked, overrides: list[str]) -> int:
     """Plans, draws and prints."""
     path = picture.checked(asked.plot) if asked.plot else None
     wanted = forecasting(asked)
-    plans = plan_all(overrides, asked.multirun, asked.config_dir)
+    plans, compared = plan_all(overrides, asked.multirun, asked.config_dir)
     if wanted:
         plans = times.forecasts(plans, wanted)
     if path:
         picture.write(path, plans, table.differing(plans))
-    show(plans, asked.multirun, asked.json)
+    show(plans, asked.multirun, asked.json, compared)
     return 0
 
 
@@ -84,19 +84,21 @@ def forecasting(asked) -> times.Asked | None:
     return times.Asked(asked.profile, asked.world, devices, price)
 
 
-def plan_all(overrides: list[str], multirun: bool, config_dir: str | None = None) -> list[Plan]:
-    """The plan of the run, or with `multirun` of every combination."""
+def plan_all(
+    overrides: list[str], multirun: bool, config_dir: str | None = None
+) -> tuple[list[Plan], Compared | None]:
+    """The plan of the run, or with `multirun` of every combination; and what a comparison makes of them."""
     with config.composer(config_dir):
         if not multirun:
-            return [plan_of(overrides)]
-        jobs = combinations(overrides)
+            return [plan_of(overrides)], None
+        jobs, compared = combinations(overrides)
         plans = []
         for number, job in enumerate(jobs):
             try:
                 plans.append(plan_of(job))
             except UserError as error:
                 raise UserError(f"job {number} of {len(jobs)} ({' '.join(job)}): {error}") from None
-        return plans
+        return plans, compared
 
 
 def plan_of(overrides: list[str]) -> Plan:
@@ -105,7 +107,7 @@ def plan_of(overrides: list[str]) -> Plan:
     return planned(good.config, overrides, good.notes)
 
 
-def show(plans: list[Plan], multirun: bool, as_json: bool) -> None:
+def show(plans: list[Plan], multirun: bool, as_json: bool, compared: Compared | None = None) -> None:
     """Print the plans: JSON, or text that fits the terminal."""
     if as_json:
         found = {"jobs": [plan.json() for plan in plans]} if multirun else plans[0].json()
@@ -115,7 +117,7 @@ def show(plans: list[Plan], multirun: bool, as_json: bool) -> None:
     unicode = _writes("▁→")
     text = table.comparison(plans, width) if multirun else table.text(plans[0], unicode, width)
     if plans[0].forecast:
-        more = spending.comparison(plans, width) if multirun else spending.text(plans[0], width)
+        more = spending.comparison(plans, width, compared) if multirun else spending.text(plans[0], width)
         text = f"{text}\n\n{more}"
     print(coloured(text) if _colours() else text)
 

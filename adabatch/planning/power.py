@@ -26,15 +26,15 @@ def spread(error: float, samples: int) -> float:
     return math.sqrt(error / (2 * samples))
 
 
-def power(sd: float, seeds: int, margin: float = MARGIN) -> float:
+def power(sd: float, seeds: int, margin: float = MARGIN, alpha: float = ALPHA) -> float:
     """Chance that non-inferiority is shown where the arms are equal."""
-    t = quantile(1 - ALPHA, 2 * seeds - 2)
+    t = quantile(1 - alpha, 2 * seeds - 2)
     return NormalDist().cdf(margin / (sd * math.sqrt(2 / seeds)) - t)
 
 
-def seeds_needed(sd: float, margin: float = MARGIN) -> int | None:
+def seeds_needed(sd: float, margin: float = MARGIN, alpha: float = ALPHA) -> int | None:
     """Fewest seeds per arm, 3 at the least, with power POWER; None above MOST_SEEDS."""
-    enough = (n for n in range(3, MOST_SEEDS + 1) if power(sd, n, margin) >= POWER)
+    enough = (n for n in range(3, MOST_SEEDS + 1) if power(sd, n, margin, alpha) >= POWER)
     return next(enough, None)
 
 
@@ -44,18 +44,18 @@ def largest_spread(seeds: int = SEEDS, margin: float = MARGIN) -> float:
     return margin / (needed * math.sqrt(2 / seeds))
 
 
-def resolved(samples: int, seeds: int) -> str:
+def resolved(samples: int, seeds: int, margin: float = MARGIN, alpha: float = ALPHA) -> str:
     """Whether `seeds` runs of each arm and this evaluation set can show that an arm is not worse."""
     sd, enough = spread(ASSUMED_ERROR, samples), f"more than {MOST_SEEDS}"
-    enough = seeds_needed(sd) or enough
-    margin = f"{100 * MARGIN:g} percentage point at an error of {100 * ASSUMED_ERROR:g} %"
-    margin += f" on {samples:,} samples"
+    enough = seeds_needed(sd, margin, alpha) or enough
+    points = f"{100 * margin:g} percentage point{'' if margin == MARGIN else 's'}"
+    told = f"{points} at an error of {100 * ASSUMED_ERROR:g} % on {samples:,} samples"
     if seeds < 2:
-        return f"seeds      one run of each arm resolves nothing; {enough} resolve {margin}"
-    chance = power(sd, seeds)
+        return f"seeds      one run of each arm resolves nothing; {enough} resolve {told}"
+    chance = power(sd, seeds, margin, alpha)
     if chance >= POWER:
-        return f"seeds      {seeds} of each arm resolve {margin}: power {chance:.0%}"
-    return f"seeds      {seeds} of each arm do not resolve {margin}: power {chance:.0%}; {enough} would"
+        return f"seeds      {seeds} of each arm resolve {told}: power {chance:.0%}"
+    return f"seeds      {seeds} of each arm do not resolve {told}: power {chance:.0%}; {enough} would"
 
 
 def too_small(samples: int, split: str) -> str | None:

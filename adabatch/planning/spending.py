@@ -1,5 +1,6 @@
 """The forecast of a plan, or of a sweep's arms, for people."""
 
+from adabatch.combinations import Compared
 from adabatch.planning import times
 from adabatch.planning.job import Plan
 from adabatch.planning.table import aligned, differing, wrapped
@@ -70,7 +71,30 @@ def notes(f: dict) -> list[str]:
     return found
 
 
-def comparison(plans: list[Plan], width: int) -> str:
+def replayed(plans: list[Plan], control: str, source: int) -> dict:
+    """The forecast of a control of one of the plans: its source's, of as many updates; of an lr twin that of
+    the fixed arm of its source's first batch."""
+    first, _ = times.bounds_of(plans[source])
+    alike = (p.forecast for p in plans if control == "lr_twin" and times.fixed_batch(p) == first)
+    return next(alike, plans[source].forecast)
+
+
+def whole(plans: list[Plan], compared: Compared | None) -> tuple[str, dict]:
+    """(how many runs, their sums) of a sweep; of a comparison every seed of every arm and the search for
+    learning rates."""
+    runs = [(p.forecast, 1) for p in plans]
+    said = f"all {len(plans)} runs"
+    if compared:
+        runs = [(p.forecast, compared.seeds + more) for p, more in zip(plans, compared.searches)]
+        runs += [(replayed(plans, control, i), compared.seeds) for _, control, i in compared.replayed]
+        said = f"all {compared.seeds * len(runs)} runs ({compared.seeds} of each of {len(runs)} arms)"
+        if searches := sum(compared.searches):
+            said += f" and {searches} or more that tune learning rates"
+    names = ("device_hours", "eur") if "eur" in plans[0].forecast else ("device_hours",)
+    return said, {k: sum(count * f[k] for f, count in runs) for k in names}
+
+
+def comparison(plans: list[Plan], width: int, compared: Compared | None = None) -> str:
     """A sweep: an arm a line, then what the adaptive ones are worth over the fixed ones."""
     arms, names = [], {}
     for plan, name in zip(plans, differing(plans)):
@@ -78,9 +102,10 @@ def comparison(plans: list[Plan], width: int) -> str:
             name = " ".join(o for o in name.split(" ") if not o.startswith("seed=")) or "(defaults)"
             names[times.arm_of(plan)] = name
             arms.append((name, plan))
-    rows = []
-    for name, plan in arms:
-        f = plan.forecast
+    rows, each = [], [(name, plan.forecast) for name, plan in arms]
+    if compared:
+        each += [(name, replayed(plans, control, i)) for name, control, i in compared.replayed]
+    for name, f in each:
         ends = (f["low"], f["high"]) if f["low"] is not None else (None, None)
         cells = [name, "\u2013" if f["seconds"] is None else duration(f["seconds"])]
         cells.append("" if ends[0] is None else f"{duration(ends[0])} to {duration(ends[1])}")
@@ -91,9 +116,8 @@ def comparison(plans: list[Plan], width: int) -> str:
     for name, plan in arms:
         for row in plan.forecast.get("speed_up_over") or ():
             lines.append(wrapped(f"{name} is faster than {row['arm']} by {factor(row)}", width))
-    total = {k: sum(p.forecast.get(k, 0.0) for p in plans) for k in ("device_hours", "eur")}
-    total = total if "eur" in plans[0].forecast else {"device_hours": total["device_hours"]}
+    runs, total = whole(plans, compared)
     kind = plans[0].forecast["kind"]
     label = "" if kind == "measured" else f"{kind}: "
-    lines += ["", f"all {len(plans)} runs: {label}{spent(total)}, on {plans[0].forecast['machine']}"]
-    return "\n".join([*lines, *(wrapped(s, width) for s in times.resolution(plans))])
+    lines += ["", wrapped(f"{runs}: {label}{spent(total)}, on {plans[0].forecast['machine']}", width)]
+    return "\n".join([*lines, *(wrapped(s, width) for s in times.resolution(plans, compared))])

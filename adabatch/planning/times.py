@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from adabatch import audit, cutting, memory, profiles, worlds
+from adabatch.combinations import Compared
 from adabatch.forecast import (
     between,
     fitting,
@@ -207,15 +208,20 @@ def _against_arms(plan: Plan, pace, plans: list[Plan], paces: list) -> Plan:
     return replace(plan, forecast=plan.forecast | {"speed_up_over": [rows[b] for b in sorted(rows)]})
 
 
-def resolution(plans: list[Plan]) -> list[str]:
+def resolution(plans: list[Plan], compared: Compared | None = None) -> list[str]:
     """Whether the evaluation set and the seeds of a sweep (one run: the default number) can tell arms apart,
-    a sentence for each evaluation set."""
+    a sentence for each evaluation set. A comparison has seeds and a margin of its own, and its alpha is
+    shared by its looks and candidates."""
     seeds: dict[tuple, set] = {}
     for plan in plans:
         seeds.setdefault(arm_of(plan), set()).add(plan.config["seed"])
     count = min(map(len, seeds.values())) if len(plans) > 1 else power.SEEDS
     data = {p.config["dataset"].get("test_samples") or p.config["dataset"].get("validation") for p in plans}
-    return [power.resolved(samples, count) for samples in sorted(filter(None, data))]
+    margin, alpha = power.MARGIN, power.ALPHA
+    if compared:
+        count, margin = compared.seeds, compared.margin
+        alpha /= compared.looks * max(1, compared.adaptive)
+    return [power.resolved(samples, count, margin, alpha) for samples in sorted(filter(None, data))]
 
 
 def arm_of(plan: Plan) -> tuple:

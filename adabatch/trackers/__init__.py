@@ -49,7 +49,7 @@ def build(
     mode = resolve(node.get("mode", "auto"))
     if mode != "disabled":
         options = {key: node.get(key) for key in ("project", "entity", "name")}
-        options["group"] = node.get("group") or labels.comparison(config, folder)
+        options["group"] = labels.group(config, folder, node.get("group"))
         options["tags"] = [*(node.get("tags") or ()), *labels.tags(config)]
         timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
         others.append(Optional("W&B", lambda: Wandb(config, folder, mode, **options, **timeouts)))

@@ -47,7 +47,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """One schedule. outside: None, or why it is in no comparison (another budget)."""
+    """One schedule. outside: None, or why it is in no comparison (another budget, nothing to replay)."""
 
     name: str
     adaptive: bool
@@ -78,10 +78,22 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Declared:
+    """An arm as compare.yaml declares it. adaptive: its class, None where that is not said. control: what it
+    is of the arm `of`. replayed: it is made of the runs of that arm, so it has no search of its own."""
+
+    name: str
+    adaptive: bool | None = None
+    control: str | None = None
+    of: str | None = None
+    replayed: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """What was declared before the first run, or is assumed. delta: a fraction. evaluated: samples of the
     evaluation set. tuned: every arm had the same search for its learning rate. arms: how many were declared.
-    names: what they are called, where that was declared too.
+    declared: what was said of each, where every one has a name.
     chosen: there is a validation split to choose on. remark: how this differs from what was declared."""
 
     delta: float = 0.01
@@ -93,10 +105,15 @@ class Plan:
     tuned: bool = False
     chosen: bool = True
     arms: int | None = None
-    names: tuple[str, ...] = ()
+    declared: tuple[Declared, ...] = ()
     samples: int | None = None
     target: float | None = None
     remark: str | None = None
+
+    @property
+    def named(self) -> dict[str, Declared]:
+        """{name: declared arm}"""
+        return {arm.name: arm for arm in self.declared}
 
     @property
     def margins(self) -> Margins:

@@ -19,7 +19,8 @@ SMALL = 5000  # samples of an evaluation set, below which a verdict is one for t
 
 def decide(arms: list[Arm], plan: Plan, pending: int = 0) -> Verdict:
     """The verdict, also for a sweep in progress. pending: runs of which nothing is known yet."""
-    kept, notes = distinct(arms)
+    kept, notes = distinct(arms, plan)
+    kept = [unreplayed(arm, arms, plan) for arm in kept]
     inside, left = feasible(kept)
     made = comparisons(inside, plan)
     untimed = list(dict.fromkeys(c.no_time for c in made if c.no_time))
@@ -40,18 +41,53 @@ def decide(arms: list[Arm], plan: Plan, pending: int = 0) -> Verdict:
     )
 
 
-def distinct(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
-    """Arms that are not the same runs as an earlier one (equal weights at every common seed), and notes."""
+def distinct(arms: list[Arm], plan: Plan) -> tuple[list[Arm], list[str]]:
+    """Arms that are not the same runs as another of their class (equal weights at every common seed), nor
+    controls that are the same runs as any; and notes. An adaptive arm that never moved is still held against
+    the fixed batch that it was."""
     kept, notes = [], []
+
+    def control(arm: Arm) -> bool:
+        return arm.name in plan.named and plan.named[arm.name].control is not None
+
     for arm in arms:
-        same = next((other for other in kept if same_runs(arm, other)), None)
+        alike = (o for o in kept if arm.adaptive == o.adaptive or control(arm) or control(o))
+        same = next((other for other in alike if same_runs(arm, other)), None)
         if same is None:
             kept.append(arm)
         else:
             notes.append(f"{arm.name} and {same.name} are the same runs (equal weights): one arm")
-            if len(arm.counted) > len(same.counted):
+            if (not control(arm), len(arm.counted)) > (not control(same), len(same.counted)):
                 kept[kept.index(same)] = arm
     return kept, notes
+
+
+def unreplayed(arm: Arm, arms: list[Arm], plan: Plan) -> Arm:
+    """A control that lacks only seeds at which its source broke down is left out: nothing was there to be
+    replayed, and a block without it tells nothing of it."""
+    said = plan.named.get(arm.name)
+    source = next((other for other in arms if said and other.name == said.of), None)
+    if source is None:
+        return arm
+    lacking = {run.seed for run in source.runs} - {run.seed for run in arm.runs}
+    if not lacking or not lacking <= broken(source):
+        return arm
+    seeds = words.listed(sorted(lacking)[:5])
+    return replace(arm, outside=f"{source.name} broke down at seed {seeds}, so it lacks what it replays")
+
+
+def broken(source: Arm) -> set[int]:
+    """The seeds whose run has ended without a figure."""
+    return {run.seed for run in source.runs if run.over and not run.counted}
+
+
+def missing(arms: list[Arm], plan: Plan) -> int:
+    """How many declared arms have not begun; a control of which every source's run broke down never will."""
+    begun = {arm.name: arm for arm in arms}
+    if not plan.declared:
+        return max(0, (plan.arms or 0) - len(arms))
+    lost = {name for name, arm in begun.items() if arm.runs and broken(arm) == {run.seed for run in arm.runs}}
+    return sum(arm.name not in begun and arm.of not in lost for arm in plan.declared)
 
 
 def same_runs(a: Arm, b: Arm) -> bool:
@@ -93,8 +129,8 @@ def unready(arms: list[Arm], inside: list[Arm], plan: Plan, pending: int) -> str
         if not any(arm.adaptive is kind for arm in inside):
             there = any(arm.adaptive is kind for arm in arms)
             return f"{'every' if there else 'no'} {name} arm" + (" is left out" if there else " was run")
-    if plan.arms is not None and len(arms) < plan.arms:
-        return f"{len(arms)} of the {plan.arms} declared arms have begun"
+    if absent := missing(arms, plan):
+        return f"{plan.arms - absent} of the {plan.arms} declared arms have begun"
     if pending:
         return unread
     if waiting := [(arm, run) for arm in inside for run in arm.runs if not run.over]:

@@ -1,5 +1,6 @@
 """Which runs belong to one comparison, and to which arm. From the run folders' files alone."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from adabatch.verdict.arms import Arm, Plan, Run
 from adabatch.verdict.readings import TUNED, TUNING, Reading, read
 
 MOST = 5000  # runs of one comparison
+REPLAY = "adabatch.schedules.replay"
 
 
 @dataclass(frozen=True)
@@ -91,34 +93,67 @@ def alike(readings: list[Reading]) -> None:
 
 
 def of_the_plan(readings: list[Reading], plan: Plan) -> tuple[list[Reading], list[str]]:
-    """The runs of declared arms, where arms are declared by name and runs say theirs; notes on the others."""
-    if not plan.names:
+    """The runs of declared arms, where arms are declared by name; notes on the others."""
+    if not plan.declared:
         return readings, []
-    kept = [reading for reading in readings if reading.arm is None or reading.arm in plan.names]
-    strange = sorted({reading.arm for reading in readings} - {reading.arm for reading in kept})
-    return kept, [f"{name}: left out, it is no declared arm" for name in strange]
+    kept = [reading for reading in readings if reading.arm in plan.named]
+    plain = sum(reading.arm is None for reading in readings)
+    strange = sorted({reading.arm for reading in readings if reading.arm} - plan.named.keys())
+    notes = [f"{name}: left out, it is no declared arm" for name in strange]
+    return kept, notes + [f"left out as runs of no declared arm: {plain}"] * bool(plain)
 
 
 def arms_of(readings: list[Reading], plan: Plan) -> tuple[list[Arm], list[str], int | None]:
     """The runs by schedule, fixed arms first, each by its largest batch; notes; the samples of each run."""
-    groups: dict[str, list[Reading]] = {}
+    groups: dict[tuple, list[Reading]] = {}
     for reading in readings:
-        groups.setdefault(reading.arm or reading.digest, []).append(reading)
+        groups.setdefault((reading.arm, played(reading)), []).append(reading)
+    notes = ambiguous(groups, plan)
+
+    def kind(group: list[Reading]) -> bool:
+        said = plan.named.get(group[0].arm)
+        return changed(group) if said is None or said.adaptive is None else said.adaptive
+
     listed = sorted(
         groups.values(),
-        key=lambda group: (adaptive(group), *reversed(sizes(group)), group[0].option, group[0].digest),
+        key=lambda group: (kind(group), *reversed(sizes(group)), group[0].option, group[0].digest),
     )
-    budget, notes, arms = budget_of(listed, plan), [], []
+    budget, arms = budget_of(listed, plan), []
     for name, group in zip(names(listed), listed):
         chosen, twice = once(group)
         if twice:
             notes.append(f"{name}: left out as a seed that another run has: {twice}")
         made = [timed(reading, plan) for reading in chosen]
-        arms.append(Arm(name, adaptive(group), tuple(made), outside(group, budget)))
+        arms.append(Arm(name, kind(group), tuple(made), outside(group, budget)))
     return arms, notes, budget
 
 
-def adaptive(group: list[Reading]) -> bool:
+def played(reading: Reading) -> str:
+    """What tells schedules apart: the digest; of an arm's replays, each of the run of its own seed, what is
+    made of that run."""
+    if reading.arm is None or reading.schedule.get("_target_") != REPLAY:
+        return reading.digest
+    return json.dumps({k: v for k, v in reading.schedule.items() if k != "run"}, sort_keys=True)
+
+
+def ambiguous(groups: dict[tuple, list[Reading]], plan: Plan) -> list[str]:
+    """Notes on names that more than one schedule has. UserError: a declared one."""
+    notes = []
+    for name, count in Counter(name for name, _ in groups if name is not None).items():
+        if count < 2:
+            continue
+        alike = [group for (arm, _), group in groups.items() if arm == name]
+        shown = " and ".join(f"{', '.join(difference(g, alike))} in {g[0].run.folder}" for g in alike[:2])
+        if name in plan.named:
+            raise UserError(
+                f"the runs of an arm have one schedule, and those of {name} have {count}: {shown}. Move the "
+                "runs that do not belong to this comparison elsewhere"
+            )
+        notes.append(f"{name}: {count} schedules have this name, and each is an arm ({shown})")
+    return notes
+
+
+def changed(group: list[Reading]) -> bool:
     """Whether the batch changed in any of the runs that tell; else whether the schedule may change it."""
     told = [reading for reading in group if reading.batches]
     return any(reading.adaptive for reading in told or group)

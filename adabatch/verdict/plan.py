@@ -8,11 +8,12 @@ from pathlib import Path
 from adabatch.errors import UserError
 from adabatch.files import number, read_yaml
 from adabatch.report.facts import text
-from adabatch.verdict.arms import Plan
+from adabatch.verdict.arms import Declared, Plan
 
 FILE = "compare.yaml"
 UNDECLARED = "looks were not declared beforehand"
 METRIC = "final_error"
+MOST, NAME = 200, 40  # arms of a comparison; characters of a name
 
 
 def digest(content: dict) -> str:
@@ -51,6 +52,8 @@ def checked(content: dict) -> Plan:
         raise UserError(f"split is test or validation, got {text(split, 60)}")
     if arms is not None and (not isinstance(arms, (list, dict)) or not arms):
         raise UserError(f"arms is a list of the arms, got {text(arms, 60)}")
+    if arms is not None and len(arms) > MOST:
+        raise UserError(f"arms are at most {MOST}, got {len(arms):,}")
     return Plan(
         delta=bounded(content, "delta", 1.0, 0.001, 50) / 100,
         r0=bounded(content, "r0", plan.r0, 1.0, 10),
@@ -59,16 +62,38 @@ def checked(content: dict) -> Plan:
         split=split,
         tuned=content.get("tuned") is True,
         arms=len(arms) if arms else None,
-        names=named(arms or ()),
+        declared=described(arms or ()),
         samples=None if content.get("samples") is None else int(bounded(content, "samples", 0, 1, 1e15)),
         target=None if content.get("target") is None else bounded(content, "target", 0, 0, 1),
     )
 
 
-def named(arms) -> tuple[str, ...]:
-    """What declared arms are called, where every one says its name as `{name: ...}`; else ()."""
-    found = [arm.get("name") if isinstance(arm, dict) else None for arm in arms]
-    return tuple(text(name, 40) for name in found) if all(isinstance(name, str) for name in found) else ()
+def described(arms) -> tuple[Declared, ...]:
+    """The declared arms, where every one says its name as `{name: ...}`; else (). UserError: two of one name,
+    or a control of none."""
+    if not all(isinstance(arm, dict) and isinstance(arm.get("name"), str) for arm in arms):
+        return ()
+    found = tuple(one(arm) for arm in arms)
+    names = [arm.name for arm in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"an arm's name is its own, got {twice} twice (of the first {NAME} characters)")
+    if lost := next((arm for arm in found if arm.of is not None and arm.of not in names), None):
+        raise UserError(f"{lost.name} is a control of {lost.of}, which is no declared arm")
+    return found
+
+
+def one(arm: dict) -> Declared:
+    """A declared arm. UserError: a value that none can have."""
+    name, adaptive = text(arm["name"], NAME), arm.get("adaptive")
+    if adaptive is not None and not isinstance(adaptive, bool):
+        raise UserError(f"adaptive of {name} is true or false, got {text(adaptive, 60)}")
+    for key in ("control", "of"):
+        if not isinstance(arm.get(key), (str, type(None))):
+            raise UserError(f"{key} of {name} is a name, got {text(arm[key], 60)}")
+    control, of = (text(arm[key], NAME) if arm.get(key) else None for key in ("control", "of"))
+    # A control is what an adaptive arm is held against, also where its own batch changes (science: A8).
+    replayed = control is not None and "overrides" not in arm
+    return Declared(name, False if control else adaptive, control, of, replayed)
 
 
 def bounded(content: dict, name: str, otherwise: float, low: float, high: float) -> float:

@@ -67,9 +67,11 @@ def group_of(runs: list[Path]) -> str:
         if not (folder / "config.yaml").is_file():
             continue
         config = read_yaml(folder / "config.yaml")
+        if labels.searches(config):
+            continue
         node = config.get("trackers") if isinstance(config.get("trackers"), dict) else {}
         given = node["wandb"].get("group") if isinstance(node.get("wandb"), dict) else None
-        return text(given or labels.comparison(config, folder), 128)
+        return text(labels.group(config, folder, given), 128)
     raise UserError("--wandb: no run has begun, so there is nothing to show")
 
 

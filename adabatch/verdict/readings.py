@@ -214,7 +214,7 @@ def shared(found: Facts) -> str | None:
     node = found.config.get("hardware")
     parallel = number(node.get("parallel_runs")) if isinstance(node, dict) else None
     if (parallel and parallel > 1) or found.summary.get("shared"):
-        return "runs shared the machine (hardware.parallel_runs)"
+        return "runs shared the machine with other runs"
     return None
 
 

@@ -61,7 +61,7 @@ def remark(arm: Arm, winner: str | None) -> str:
     if arm.infeasible:
         return "out of memory"
     if arm.outside:
-        return "other budget"
+        return "left out"
     if arm.diverged:
         return f"{arm.diverged} diverged"
     if any(not run.over for run in arm.runs):

@@ -94,7 +94,8 @@ def _fast(best: Comparison, winner: Arm, plan: Plan) -> str:
 
 def qualifications(plan: Plan, small: int) -> str:
     """What a reader of the sentence alone must know."""
-    found = ["fixed LRs tuned" if plan.tuned else "LRs by rule, untuned"]
+    replayed = " but for replayed controls" if any(arm.replayed for arm in plan.declared) else ""
+    found = [f"fixed LRs tuned{replayed}" if plan.tuned else "LRs by rule, untuned"]
     if plan.evaluated is not None and plan.evaluated < small:
         found.append("for this evaluation set")
     if plan.remark:

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf, open_dict
 
 from adabatch import runs
 from adabatch.compare.arms import key_of
-from adabatch.composed import Composed
+from adabatch.composed import Composed, quoted
 
 
 class Composer(Composed):
@@ -32,23 +32,22 @@ class Composer(Composed):
 
     def aim(self, folder: Path) -> None:
         """From now on jobs run inside this folder."""
-        quoted = str(folder).replace("'", "\\'")
-        line = f"hydra.sweep.dir='{quoted}'"
+        line = f"hydra.sweep.dir={quoted(folder)}"
         with open_dict(self.tree):
             lines = OmegaConf.to_container(self.tree.hydra.overrides.hydra, resolve=False)
             kept = [given for given in lines if key_of(given) != "hydra.sweep.dir"]
             self.tree.hydra.overrides.hydra = [*kept, line]
             self.tree.hydra.sweep.dir = str(folder)
 
-    def overrides(self, job, stage: str) -> list[str]:
+    def overrides(self, job) -> list[str]:
         """The whole line of a job."""
-        return [*self.line(job.arm.name, job.lines, stage), f"seed={job.seed}"]
+        return [*self.line(job.arm.name, job.lines, job.stage), f"seed={job.seed}"]
 
-    def place(self, job, parent: Path, stage: str = "verdict") -> Path:
+    def place(self, job, parent: Path) -> Path:
         """The folder of a job's run. Composed once for all seeds: that takes 0.2 s."""
         if job.lines not in self.composed:
             made = self.compose(job.lines)
             self.composed[job.lines] = made, runs.contents(made)
         made, contents = self.composed[job.lines]
-        lines = self.overrides(job, stage)
+        lines = self.overrides(job)
         return runs.find(parent, runs.folder_name(made | {"seed": job.seed}, lines, (), contents))

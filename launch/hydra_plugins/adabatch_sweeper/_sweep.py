@@ -8,11 +8,12 @@ from pathlib import Path
 from hydra.core.plugins import Plugins
 from hydra_plugins.adabatch_sweeper import _compose
 
-from adabatch import jobs, places, runs, sweep
+from adabatch import jobs, places, sweep
 from adabatch.compare import declare, told, tuning
 from adabatch.compare import jobs as plans
 from adabatch.compare.arms import Arm
 from adabatch.compare.jobs import BUSY, DONE, LATER, TODO, Job
+from adabatch.composed import quoted
 from adabatch.errors import UserError
 
 POLL = 2.0  # seconds between two looks at runs that others have
@@ -65,12 +66,11 @@ class Comparison:
         self.introduce(new, every)
         if not found:
             if (found := self.tuned()) is None:
-                log.info("tuning has been submitted: when it has ended, the same command goes on")
                 return []
             self.settle(every, found)
         self.hydra.aim(self.folder)
         self.execute(every)
-        self.over = all(self.due(job) == DONE for job in every)
+        self.over = all(due == DONE for _, due in self.standing(every))
         if not self.waits and not self.over:
             log.info("when these have ended, the same command goes on, to the verdict")
         return []
@@ -85,8 +85,7 @@ class Comparison:
             if job.arm.source is None:
                 job.lines = tuning.lines(job.arm, multipliers[job.arm.name])
                 job.folder = self.hydra.place(job, self.folder)
-        for job in every:
-            self.due(job)
+        self.standing(every)
 
     def introduce(self, new: bool, every: list[Job]) -> None:
         """What is compared and what it will cost."""
@@ -105,25 +104,43 @@ class Comparison:
         arms = [arm for arm in self.arms if arm.source is None]
         place = self.folder / tuning.FOLDER
         self.hydra.aim(place)
-        candidates = {arm.name: tuning.first(arm) for arm in arms}
+        batch = [self.candidate(arm, m, place) for arm in arms for m in tuning.first(arm)]
         while True:
-            batch = [self.candidate(arm, m, place) for arm in arms for m in candidates[arm.name]]
             self.execute(batch)
             scores = {arm.name: [] for arm in arms}
             for job in batch:
                 scores[job.arm.name].append(tuning.score(job.multiplier, job.folder))
-            if any(score.error is None for found in scores.values() for score in found):
+            if self.unscored(batch):
                 return None
             more = {arm.name: tuning.further(arm, scores[arm.name]) for arm in arms}
             if not any(more.values()):
                 return self.chosen(scores)
-            for name, multiplier in more.items():
-                candidates[name] = sorted([*candidates[name], multiplier] if multiplier else candidates[name])
+            batch += [self.candidate(arm, more[arm.name], place) for arm in arms if more[arm.name]]
+            batch.sort(key=lambda job: (arms.index(job.arm), job.multiplier))
 
     def candidate(self, arm: Arm, multiplier: float, place: Path) -> Job:
-        job = Job(arm, self.asked.tuning_seed, tuning.lines(arm, multiplier), multiplier=multiplier)
-        job.folder = self.hydra.place(job, place, "tuning")
+        lines = tuning.lines(arm, multiplier)
+        job = Job(arm, self.asked.tuning_seed, lines, multiplier=multiplier, stage="tuning")
+        job.folder = self.hydra.place(job, place)
         return job
+
+    def unscored(self, batch: list[Job]) -> bool:
+        """Whether candidates have no score yet, and why. UserError where one has failed: no choice may rest
+        on what says nothing of a learning rate."""
+        left = [job for job in batch if tuning.score(job.multiplier, job.folder).error is None]
+        where = os.path.relpath(self.folder / tuning.FOLDER)
+        if failed := [job.name for job in left if plans.state(job.folder) == "failed"]:
+            raise UserError(
+                f"the search for learning rates needs a result of every run, and {'; '.join(failed)} failed: "
+                f"adabatch-status --failed {where} shows why; compare.retry=[failed] with the same command "
+                "tries again"
+            )
+        if left and not self.waits:
+            log.info("tuning has been submitted: when it has ended, the same command goes on")
+        elif left:
+            names = "; ".join(job.name for job in left)
+            log.warning(f"no result of {names} (adabatch-status {where}): the same command goes on")
+        return bool(left)
 
     def chosen(self, scores: dict) -> dict[str, float]:
         found = tuning.write(self.folder, self.asked.tuning_seed, scores)
@@ -137,10 +154,10 @@ class Comparison:
         """Until every job has ended, or where submitted jobs are not waited for has been submitted."""
         launcher, waiting = None, ""
         while True:
-            due = {id(job): self.due(job) for job in every}
-            todo = [job for job in every if due[id(job)] == TODO]
+            standing = self.standing(every)
+            todo = [job for job, due in standing if due == TODO]
             if not todo:
-                busy = [job for job in every if due[id(job)] == BUSY]
+                busy = [job for job, due in standing if due == BUSY]
                 if not busy or not self.waits:
                     return
                 waiting = self.wait(busy, waiting)
@@ -159,24 +176,37 @@ class Comparison:
         time.sleep(POLL)
         return words
 
-    def due(self, job: Job) -> str:
-        """What is to be done with a run now; a control's folder is known when its source has ended."""
-        if job.folder is None and job.needs is not None:
-            before = self.due(job.needs)
-            if before != DONE:
-                return LATER
-            if not plans.finished(job.needs):
-                return DONE  # nothing to be replayed: its source has broken down
-            run = os.path.relpath(job.needs.folder)
-            job.lines = ("schedule=replay", f"schedule.run='{run}'", f"schedule.control={job.arm.control}")
-            job.folder = self.hydra.place(job, self.folder)
-        return plans.due(job, self.asked.retry)
+    def standing(self, every: list[Job]) -> list[tuple[Job, str]]:
+        """What is to be done with each run now. Sources come before their controls, so that one that ends
+        meanwhile hides no control."""
+        alive, found = plans.living(every), []
+        for job in every:
+            due = plans.due(job, self.asked.retry, alive)
+            if due == LATER and plans.due(job.needs, self.asked.retry, alive) == DONE:
+                self.locate(job)
+                due = plans.due(job, self.asked.retry, alive)
+            elsewhere = job.record and job.record["state"] in ("in use", "refused")
+            if due == DONE and elsewhere and plans.state(job.folder) in sweep.accepted:
+                sweep.forget(job.record)  # another sweeper was faster to begin it: no failure of this one
+            found.append((job, due))
+        return found
+
+    def locate(self, job: Job) -> None:
+        """The folder of a control's run, whose source's has finished."""
+        run = os.path.relpath(job.needs.folder)
+        job.lines = (
+            "schedule=replay", f"schedule.run={quoted(run)}", f"schedule.control={job.arm.control}"
+        )  # fmt: skip
+        job.folder = self.hydra.place(job, self.folder)
 
     def launch(self, launcher, batch: list[Job]) -> None:
-        stage = "tuning" if batch[0].folder.parent.name == tuning.FOLDER else "verdict"
-        launcher.launch([self.hydra.overrides(job, stage) for job in batch], self.number)
+        found = launcher.launch([self.hydra.overrides(job) for job in batch], self.number)
         self.number += len(batch)
+        for result in found:
+            _ = result.return_value  # raises what was raised before there was a process for the job
         for job in batch:
+            if job.record:
+                sweep.forget(job.record)
             if self.foreground:
                 job.record = sweep.records[-1]
             else:
@@ -192,8 +222,7 @@ class Comparison:
             return
         from adabatch.verdict.command import command
 
-        states = [runs.Run(path.parent).state for path in sorted(self.folder.glob("*/status.json"))]
-        failed = states.count("failed")
+        failed = [plans.state(path.parent) for path in self.folder.glob("*/status.json")].count("failed")
         command([str(self.folder)])
         if failed and "failed" not in self.asked.retry:
             why = f"adabatch-status --failed {folder} shows why"
