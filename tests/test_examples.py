@@ -83,6 +83,7 @@ def test_the_plain_loop_s_batches_grow_as_the_table_says():
 # -- several processes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_with_accumulation_give_the_weights_of_one(tmp_path, capsys):
     """float64, 5 epochs, batches 32 to 512 in micro-batches of 24, a last batch that is cut."""
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -216,6 +217,7 @@ def test_the_other_two_commands_of_the_page(tmp_path, monkeypatch, number, named
     follows_its_rule(tmp_path / "run", ratio=4, cap=256 if number == 1 else 1437)
 
 
+@pytest.mark.slow
 def test_a_run_under_your_own_rule_resumes_bitwise(tmp_path, whole):
     """Killed by SIGKILL once the batch has grown; the same command again."""
     asked = ("--config-dir", "conf", "schedule=own_rule", f"hydra.run.dir={tmp_path / 'cut'}", *COMMON)

@@ -217,6 +217,7 @@ def test_a_control_of_a_source_that_broke_down_is_left_out(place):
     assert decision not in ("interim", None), "what could not be replayed is not waited for"
 
 
+@pytest.mark.slow
 def test_the_search_for_learning_rates_comes_first_and_once(place, capfd):
     assert compared(place, "compare.tune_lr=true") == 2
     assert "dataset.validation=143" in capfd.readouterr().err
