@@ -3,6 +3,8 @@
 import html
 import re
 
+# Even a page whose escaping failed could load or run nothing.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -45,3 +47,21 @@ def table(head: list, rows: list[list], foot: list | None = None, numbers: int =
 
     return el("div", el("table", el("thead", line(head, "th")), el("tbody", *(line(r, "td") for r in rows)),
                         el("tfoot", line(foot, "td")) if foot else None), class_="wide")  # fmt: skip
+
+
+def document(title: str, css: str, body: Markup) -> bytes:
+    """A whole page as UTF-8."""
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", f"{title} - adabatch"),
+        el("style", raw(css)),
+    )
+    return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n".encode()
+
+
+def section(title: str, content: Markup | None) -> Markup | None:
+    """None where there is nothing to show."""
+    return el("section", el("h2", title), content) if content else None

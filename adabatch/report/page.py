@@ -2,12 +2,9 @@
 
 from adabatch.report import expected, parts
 from adabatch.report.facts import Facts, text
-from adabatch.report.markup import Markup, el, raw
+from adabatch.report.markup import Markup, document, el, section
 from adabatch.report.series import Panel
 from adabatch.report.style import CSS
-
-# Even a page whose escaping failed could load or run nothing.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 SOURCE = """Written from the files of this run's folder: metrics.jsonl has every logged row, summary.json
 the exact figures."""
@@ -15,32 +12,19 @@ the exact figures."""
 
 def render(run: Facts, panels: list[Panel]) -> bytes:
     """The page as UTF-8. Its size is bounded: every table, text and curve has a limit."""
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", f"{run.title} - adabatch"),
-        el("style", raw(CSS)),
-    )
     body = el(
         "body",
         el("header", el("h1", run.title), el("p", el("code", run.command())), _state(run), parts.cards(run)),
-        _section("Curves", parts.curves(run, panels)),
-        _section("Phases", parts.phases(run)),
-        _section("What changed with the batch", parts.changes(run)),
-        _section("Where the time went", parts.ledger(run)),
-        _section("Forecast and measured", expected.section(run)),
-        _section("Resume and compare", parts.commands(run)),
-        _section("Everything else", _folded(run)),
+        section("Curves", parts.curves(run, panels)),
+        section("Phases", parts.phases(run)),
+        section("What changed with the batch", parts.changes(run)),
+        section("Where the time went", parts.ledger(run)),
+        section("Forecast and measured", expected.section(run)),
+        section("Resume and compare", parts.commands(run)),
+        section("Everything else", _folded(run)),
         el("footer", el("p", SOURCE, class_="quiet")),
     )
-    page = f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
-    return page.encode("utf-8")
-
-
-def _section(title: str, content: Markup | None) -> Markup | None:
-    return el("section", el("h2", title), content) if content else None
+    return document(run.title, CSS, body)
 
 
 STATES = {

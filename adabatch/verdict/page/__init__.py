@@ -8,8 +8,7 @@ parts.py    sentence, tables, notes, declaration    style.py     colours and lay
 
 from adabatch.errors import UserError
 from adabatch.files import read_text
-from adabatch.report.markup import Markup, el, raw
-from adabatch.report.page import POLICY
+from adabatch.report.markup import Markup, document, el, section
 from adabatch.verdict.arms import Verdict
 from adabatch.verdict.folders import Found
 from adabatch.verdict.formats import CAVEAT, SCOPE
@@ -42,29 +41,21 @@ def render(verdict: Verdict, found: Found) -> bytes:
         seconds.ledger(sheet),
         seconds.forecast(sheet),
     )
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", f"{verdict.sentence[:120]} - adabatch"),
-        el("style", raw(CSS)),
-    )
     body = el(
         "body",
         el("header", parts.sentence(verdict, found.plan), parts.meta(found, verdict)),
-        _section("Error at equal updates", _first(verdict, found, held)),
-        _section("Arms", arms and el("div", parts.arms(verdict, found.plan, held), parts.progress(arms))),
-        _section("Comparisons", parts.comparisons(verdict, found.plan, held)),
-        _section("While training", curves),
-        _section("Batch, rate and noise", settings),
-        _section("Time", times),
-        _section("Notes", parts.notes(verdict, found)),
-        _section("What was declared", parts.declaration(found.plan, declared(found))),
-        _section("Runs", parts.runs(verdict) if arms else None),
+        section("Error at equal updates", _first(verdict, found, held)),
+        section("Arms", arms and el("div", parts.arms(verdict, found.plan, held), parts.progress(arms))),
+        section("Comparisons", parts.comparisons(verdict, found.plan, held)),
+        section("While training", curves),
+        section("Batch, rate and noise", settings),
+        section("Time", times),
+        section("Notes", parts.notes(verdict, found)),
+        section("What was declared", parts.declaration(found.plan, declared(found))),
+        section("Runs", parts.runs(verdict) if arms else None),
         el("footer", el("p", FOOT, class_="quiet")),
     )
-    return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n".encode()
+    return document(verdict.sentence[:120], CSS, body)
 
 
 def picture(verdict: Verdict, found: Found) -> bytes | None:
@@ -96,10 +87,6 @@ def _drawn(sheet: Sheet) -> Markup | None:
         return None
     said = "at the most eight adaptive ones, and fixed ones from the smallest batch to the largest"
     return el("p", f"{len(few)} of {len(inside)} arms are drawn: {said}.", class_="quiet")
-
-
-def _section(title: str, content: Markup | None) -> Markup | None:
-    return el("section", el("h2", title), content) if content else None
 
 
 def declared(found: Found) -> str | None:
