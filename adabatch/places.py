@@ -8,6 +8,7 @@ process.
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -51,6 +52,23 @@ def detect(env=os.environ) -> Place:
     if step:
         return _slurm(env)
     return Place("single", 0, 1, 0, 1, "127.0.0.1", 0)
+
+
+def of_local(rank: int, count: int, listening: socket.socket) -> tuple[dict, tuple]:
+    """(variables, open descriptors) of one of `count` ranks on this machine. listening: where they meet; rank
+    0 gets the open socket, so that nobody else can take the port meanwhile."""
+    found = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(listening.getsockname()[1]),
+        LOCAL: "1",
+    }
+    if rank:
+        return found, ()
+    return found | {LISTEN: str(listening.fileno())}, (listening.fileno(),)
 
 
 def manager(env=os.environ) -> str | None:

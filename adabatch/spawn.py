@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from adabatch import owner, runs, signals
+from adabatch import owner, places, runs, signals
 from adabatch.errors import RankLost
 from adabatch.outcome import outcome
 from adabatch.signals import Forward, Stop, name
@@ -53,26 +53,15 @@ def supervise(job: tuple, count: int, stop: Stop, named, command: str) -> tuple[
     """Starts `count` processes on the job and waits for them: (exit code, the last words that rank 0 owed).
 
     job: config, folder, overrides, notes. stop: this process's own, which may have been told already. named:
-    Hydra's own overrides that name folders. command: how to resume. The port is chosen here and handed to
-    rank 0 as an open socket, so that nobody else can take it meanwhile.
+    Hydra's own overrides that name folders. command: how to resume.
     """
     children = []
     log.info(f"starting {count} processes")
     with Forward() as forward:
         try:
             with socket.create_server(("127.0.0.1", 0)) as listening:
-                shared = {
-                    "WORLD_SIZE": str(count),
-                    "LOCAL_WORLD_SIZE": str(count),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(listening.getsockname()[1]),
-                    "ADABATCH_LOCAL": "1",
-                }
                 for rank in range(count):
-                    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    handed = (listening.fileno(),) if rank == 0 else ()
-                    own |= {"ADABATCH_LISTEN_FD": str(handed[0])} if handed else {}
-                    children.append(fresh(job, named, shared | own, handed))
+                    children.append(fresh(job, named, *places.of_local(rank, count, listening)))
                     if stop.reason or forward.count:
                         break
             forward.to(*(child.send_signal for child in children))

@@ -63,6 +63,7 @@ def measure(tree: dict, wanted: dict, meeting, tell, began: float) -> dict:
     }
     for split in (parts.data.train, parts.data.test):
         split.close()
+    hardware.ranks.close()
     return found
 
 

@@ -6,31 +6,24 @@ import subprocess
 import sys
 import time
 
+from adabatch.places import of_local
+
 GRACE = 30.0  # seconds for the others to end when one has failed
 
 
 def started(line: list[str], count: int) -> int:
     """Starts `count` processes of the command and waits for them; the greatest exit code."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        shared = {
-            "WORLD_SIZE": str(count),
-            "LOCAL_WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(listening.getsockname()[1]),
-            "ADABATCH_LOCAL": "1",
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        }
+        path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         children = []
         try:
             for rank in range(count):
-                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                # The open socket is handed on, so that nobody else can take the port meanwhile.
-                own |= {} if rank else {"ADABATCH_LISTEN_FD": str(listening.fileno())}
+                variables, descriptors = of_local(rank, count, listening)
                 children.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "adabatch.profiling", *line],
-                        env={**os.environ, **shared, **own},
-                        pass_fds=() if rank else (listening.fileno(),),
+                        env={**os.environ, **path, **variables},
+                        pass_fds=descriptors,
                     )
                 )
             return _ended(children)
