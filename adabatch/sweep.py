@@ -163,7 +163,9 @@ def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bo
         status = run.status or {}
         state, error = status.get("state"), status.get("error")
         summary = run.summary
-    if code == 2 and state == "running":
+    if code == 0 and summary is not None:
+        state, error = "finished", None  # another process may have claimed it since, only to find that
+    elif code == 2 and state == "running":
         state, error = "in use", "another process has its folder, see above"
     elif code < 0 or state == "running" or (state in (None, "finished") and code not in (0, 2)):
         why = spawn.death(code)
@@ -173,11 +175,7 @@ def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bo
                 state, error = ours, why
         if state == "running" or state is None:
             state, error = ours, why
-        log.error(
-            f"job {len(records)}: {why}; the others go on"
-            if not told_to_stop
-            else f"job {len(records)}: {why}"
-        )
+        log.error(f"{label(overrides) or 'defaults'}: {why}" + ("" if told_to_stop else "; the others go on"))
         code = 130 if told_to_stop else (code or 1)
     elif code == 2 and state != "failed":
         state, error = "refused", "see above"

@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from adabatch import jobs, runs, sweep
+from adabatch import jobs, owner, runs, sweep
 from adabatch.errors import Interrupted
 
 CONFIG = {
@@ -104,6 +104,18 @@ def test_a_job_that_dies_is_recorded_and_this_process_lives(tmp_path, stand_ins,
     assert record["error"] is None if said is None else said in record["error"]
     assert (record["summary"] or {}).get("final_test_error") == (0.0125 if end is None else None)
     assert stand_ins.trained == 0, "the training was not in this process"
+
+
+def test_a_finished_job_whose_folder_another_sweeper_claims_at_once_has_not_died(tmp_path, stand_ins):
+    """It had looked before the end and claims after it: the folder is running when this process looks."""
+    stand_ins.behaviour = _by_seed
+    folder = prepared(tmp_path / "r", None)
+    pid = isolated(folder) and status(folder)["owner"]["pid"]
+    other = owner.Owner.claim(folder)
+    record = sweep._record(folder, ["seed=0"], 0, pid, False)
+    other.finish("finished")
+    assert (record["state"], record["error"], record["exit_code"]) == ("finished", None, 0)
+    assert record["summary"]["final_test_error"] == 0.0125
 
 
 def test_the_table_tells_all_jobs_and_the_code_is_one_if_any_failed(tmp_path, stand_ins, capsys):
