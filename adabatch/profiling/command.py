@@ -16,7 +16,7 @@ from adabatch.errors import UserError
 from adabatch.profiling import table
 
 HELP = """examples:
-  adabatch-profile model=resnet dataset=cifar10         batches from the schedule's first on, a minute or two
+  adabatch-profile model=resnet dataset=cifar10         batches from the schedule's first on
   adabatch-profile schedule.base_batch=32 --largest 4096
   adabatch-profile --batches 32,48,64,500               these sizes
   adabatch-profile hardware.processes=2                 in two processes, communication included
