@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adabatch import onlookers, runs, sanity, targets
+from adabatch import onlookers, profiles, runs, sanity, targets
 from adabatch.errors import UserError
 from adabatch.sanity import GROUPS
 
@@ -86,8 +86,8 @@ def parse(overrides):
 def lenient(overrides) -> list[str]:
     """The overrides with what Hydra is needlessly strict about put right.
 
-    A value that names an existing file is quoted: run folders have '=' in their names, and
-    `model.init_from=outputs/model=vgg-1234abcd` should simply work. `+model.width=3` becomes
+    A value that names an existing file (or FILE@KEY, a profile in it) is quoted: run folders have '=' in
+    their names, and `model.init_from=outputs/model=vgg-1234abcd` should simply work. `+model.width=3` becomes
     `++model.width=3`: whether the replaced class happened to have a width is nothing that a user of another
     class should have to know. `hydra.launcher.additional` takes any option of sbatch, none of which it has
     before.
@@ -95,7 +95,7 @@ def lenient(overrides) -> list[str]:
     result = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if "=" in value and "'" not in value and Path(value).expanduser().exists():
+        if "=" in value and "'" not in value and profiles.split(value)[0].exists():
             override = f"{key}='{value}'"
         if re.match(r"\+\w+\.", key):
             override = f"+{override}"

@@ -6,7 +6,10 @@ suits; what is computed does not depend on that number, so the joins leave no tr
 
 from dataclasses import dataclass
 
+from adabatch import profiles
+from adabatch.errors import UserError
 from adabatch.phases import phases
+from adabatch.profiling.points import knee
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,36 @@ class Rule:
         return max(now, suits) if closed else suits
 
 
-def rule(hardware: dict, schedule: dict, most: int, node: int) -> Rule | None:
+def rule(config: dict, most: int, node: int) -> Rule | None:
     """The rule of `hardware.phases`; None where the run keeps its number.
 
-    auto = a process for each `schedule.base_batch` samples. most, node: processes that were asked for.
+    auto = a process for each `schedule.base_batch` samples; a number = for each so many; a profile = for as
+    many as keep one busy. most, node: processes that were asked for.
     """
-    asked = hardware.get("phases")
+    asked = config["hardware"].get("phases")
     if asked is None:
         return None
     if asked == "auto":
-        return Rule(schedule.get("base_batch") or 1, most, node)
-    return Rule(asked, most, node)
+        asked = config["schedule"].get("base_batch") or 1
+    return Rule(asked if isinstance(asked, int) else filling(config, asked), most, node)
+
+
+def filling(config: dict, source: str) -> int:
+    """Samples of a batch for each process with which it reaches 95 % of the highest throughput in the profile
+    of this network; the largest that was measured where throughput was still rising. UserError: there is no
+    such profile, or there are several."""
+    found = profiles.read(source)
+    match = [p for p in found if p.configuration == profiles.configured(config)]
+    if len(match) == 1:
+        batch, _ = knee({p.batch_size: p.samples_per_second for p in match[0].plain()})
+        return -(-batch // match[0].world)
+    if not match:
+        raise UserError(
+            f"hardware.phases={source} was measured with another network or other settings: adabatch-profile "
+            "with the overrides of this run measures this one"
+        )
+    held = "; ".join(f"@{p.key} ({p.words()})" for p in match)
+    raise UserError(f"hardware.phases={source} holds {len(match)} profiles of this network, name one: {held}")
 
 
 @dataclass(frozen=True)

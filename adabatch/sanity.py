@@ -149,8 +149,12 @@ def hardware(values: Values) -> None:
         values.number("hardware.processes", "null or a whole number above 0", lambda v: v > 0, whole=True)
     if values.at("hardware.nodes") is not None:
         values.number("hardware.nodes", "a whole number above 0", lambda v: v > 0, whole=True)
-    if values.at("hardware.phases") not in (None, "auto"):
-        rule = "null, auto (a process for each schedule.base_batch samples), or samples for a process"
+    phases = values.at("hardware.phases")
+    if phases not in (None, "auto") and not (isinstance(phases, str) and profiles.split(phases)[0].exists()):
+        rule = (
+            "null, auto (a process for each schedule.base_batch samples), samples for a process, or a file "
+            "of adabatch-profile's"
+        )
         values.number("hardware.phases", rule, lambda v: v > 0, whole=True)
     if values.at("hardware.parallel_runs") is not None:
         values.number("hardware.parallel_runs", "a whole number above 0", lambda v: v > 0, whole=True)

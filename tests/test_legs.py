@@ -2,6 +2,8 @@
 
 import pytest
 
+from adabatch import config, profiles
+from adabatch.errors import UserError
 from adabatch.legs import Leg, Rule, legs, rule, suiting
 from adabatch.schedules.core import Schedule, walk
 from adabatch.schedules.curves import LinearRamp
@@ -34,10 +36,59 @@ def test_a_process_for_each_64_samples_and_whole_nodes_of_4_beyond_one(batch, pr
     assert Rule(64, 16, 4).processes(batch) == processes
 
 
-def test_the_rule_of_a_configuration():
-    assert rule({}, {"base_batch": 32}, 8, 4) is None and rule({"phases": None}, {}, 8, 4) is None
-    assert rule({"phases": "auto"}, {"base_batch": 32}, 8, 4) == Rule(32, 8, 4)
-    assert rule({"phases": 512}, {"base_batch": 32}, 8, 4) == Rule(512, 8, 4)
+def configured(*overrides):
+    with config.composer():
+        return config.checked(config.load(config.lenient(["hardware=slurm", *overrides]))).config
+
+
+@pytest.mark.parametrize("phases, samples", [("null", None), ("auto", 48), (512, 512)])
+def test_the_rule_of_a_configuration(phases, samples):
+    found = rule(configured("schedule.base_batch=48", f"hardware.phases={phases}"), 8, 4)
+    assert found == (samples and Rule(samples, 8, 4))
+
+
+RATES = {32: 100.0, 64: 190.0, 128: 196.0, 256: 200.0}  # 190 is 95 % of 200
+
+
+def profile(folder, run, *worlds, rates=RATES):
+    """A profile of this run's network for each number of processes, in a folder as adabatch-profile names
+    it."""
+    path = folder / "profile-model=convnet" / "profile.json"
+    path.parent.mkdir(exist_ok=True)
+    machine = {"device": "a CPU", "threads": 1, "adabatch": "0", "torch": "2"}
+    points = [{"batch_size": b, "micro_batch": b, "accumulation": 1, "seconds": b / r}
+              for b, r in rates.items()]  # fmt: skip
+    given = [{"configuration": profiles.configured(run), "machine": machine | {"processes": world},
+              "unit": 32, "fits": 4096, "points": points} for world in worlds]  # fmt: skip
+    profiles.write(path, given)
+    return str(path)
+
+
+@pytest.mark.parametrize("world, samples", [(1, 64), (2, 32), (3, 22)])
+def test_a_profile_says_how_many_samples_keep_a_process_busy(tmp_path, world, samples):
+    source = profile(tmp_path, configured(), world)
+    assert rule(configured(f"hardware.phases={source}"), 8, 4) == Rule(samples, 8, 4)
+
+
+def test_where_throughput_still_rose_each_process_gets_the_largest_batch_measured(tmp_path):
+    source = profile(tmp_path, configured(), 1, rates={32: 100.0, 64: 200.0, 128: 400.0})
+    assert rule(configured(f"hardware.phases={source}"), 8, 4) == Rule(128, 8, 4)
+
+
+def test_a_profile_of_another_network_or_of_several_machines_is_refused(tmp_path):
+    source = profile(tmp_path, configured("model=resnet"), 1)
+    with pytest.raises(UserError, match="another network or other settings: adabatch-profile"):
+        rule(configured(f"hardware.phases={source}"), 8, 4)
+    source = profile(tmp_path, configured(), 1, 2)
+    with pytest.raises(UserError, match="2 profiles of this network, name one: @") as told:
+        rule(configured(f"hardware.phases={source}"), 8, 4)
+    key = str(told.value).rpartition("@")[2][:8]  # the second: two processes
+    assert rule(configured(f"hardware.phases={source}@{key}"), 8, 4) == Rule(32, 8, 4)
+
+
+def test_a_profile_that_is_not_there_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="a file of adabatch-profile's, got 'autp'"):
+        configured("hardware.phases=autp")
 
 
 def test_the_legs_of_adabatch_begin_where_its_batch_is_doubled():

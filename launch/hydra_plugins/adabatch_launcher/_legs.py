@@ -21,7 +21,7 @@ log = logging.getLogger("adabatch")
 def planned(config: dict, shape: dict, folder: Path | None = None) -> tuple[tuple, dict | None]:
     """(numbers of processes, what the run must know of them); ((), None) where it keeps its number. folder:
     of a run that goes on; a closed loop begins with as many as it had come to."""
-    by = legs.rule(config["hardware"], config["schedule"], shape["nodes"] * shape["tasks"], shape["tasks"])
+    by = legs.rule(config, shape["nodes"] * shape["tasks"], shape["tasks"])
     if by is None:
         return (), None
     schedule = plan.schedule(config, samples_of(config["dataset"]))
