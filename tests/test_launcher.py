@@ -5,10 +5,15 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import slurm_runs
+from slurm import ADABATCH
 
 from adabatch import runs
 
@@ -178,11 +183,6 @@ def test_the_jobs_environment_is_not_that_of_the_submitting_one(cluster, cwd):
 
 def plain(cwd, *overrides, path=None):
     """The command on a machine without SLURM."""
-    import subprocess
-    import sys
-
-    from slurm import ADABATCH
-
     where = path or os.path.dirname(sys.executable)
     env = os.environ | {"PATH": where}
     words = [
@@ -192,6 +192,33 @@ def plain(cwd, *overrides, path=None):
         *(o for o in overrides if o != "-m"),
     ]
     return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_ctrl_c_while_jobs_are_submitted_leaves_none_untold(cwd, tmp_path):
+    """sbatch, which the terminal interrupts too, is let through; the second array is not submitted."""
+    stand_ins = tmp_path / "bin"
+    stand_ins.mkdir()
+    calls = tmp_path / "calls"
+    for name, lines in (
+        ("srun", "exit 9"),
+        ("sbatch", f"echo >> {calls}; sleep 2; echo Submitted batch job 41"),
+    ):
+        (stand_ins / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (stand_ins / name).chmod(0o755)
+    words = (*ADABATCH, "-m", *slurm_runs.RUN, "seed=0,1", "hardware=slurm", "hardware.nodes=1,2")
+    env = os.environ | {"PATH": f"{stand_ins}:{os.environ['PATH']}"}
+    with subprocess.Popen(words, cwd=cwd, env=env, start_new_session=True, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
+        until = time.monotonic() + 60
+        while not calls.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted; submitted 2 jobs as array 41" in out and "cancel: scancel 41" in out, out
+    assert len(calls.read_text()) == 1 and "Traceback" not in errors
+    states = {folder.name: runs.Run(folder).status for folder in folders(cwd)}
+    assert sorted(s["job"]["id"] for s in states.values()) == ["41_0", "41_1"]
 
 
 def test_a_machine_without_sbatch(cwd):

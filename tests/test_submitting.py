@@ -207,7 +207,9 @@ def test_what_a_closed_loop_had_come_to_is_not_forgotten_by_its_next_job(sbatch,
         ("srun_args", [5], "list of arguments"),
         ("partition", ["a", "b"], "a name"),
         ("additional", 5, "options of sbatch"),
-        ("additional", {"gres": ["a"]}, "options of sbatch"),
+        ("additional", {"gres": []}, "options of sbatch"),
+        ("additional", {"gres": [["a"]]}, "options of sbatch"),
+        ("additional", {"gres": {"a": 1}}, "options of sbatch"),
         ("python", ["python"], "a command"),
         ("constraint", "a100", "hydra.launcher.additional.OPTION=VALUE"),
     ],
@@ -217,6 +219,14 @@ def test_an_option_that_no_job_can_have(key, value, words):
         _options.checked({**OPTIONS, key: value})
     text = str(told.value)
     assert key in text and words in text and (key == "constraint" or repr(value) in text)
+
+
+def test_several_values_of_an_option_reach_sbatch_with_commas():
+    additional = {"nodelist": ["node1", "node[3-4]"], "gpu_bind": "none"}
+    found = _options.parameters({**OPTIONS, "additional": additional, "nodes": 1, "tasks": 1}, Path("f"))
+    assert _options.checked({**OPTIONS, "additional": additional}) is None
+    assert found["additional_parameters"]["nodelist"] == "node1,node[3-4]"
+    assert found["additional_parameters"]["gpu-bind"] == "none"
 
 
 def test_options_that_are_good():

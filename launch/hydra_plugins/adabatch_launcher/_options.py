@@ -19,7 +19,9 @@ def _lines(value) -> bool:
 
 
 def _plain(value) -> bool:
-    return not isinstance(value, (dict, list))
+    """One value, or several, which sbatch takes with commas between them (nodelist)."""
+    several = value if isinstance(value, list) and value else [value]
+    return not any(isinstance(one, (dict, list)) for one in several)
 
 
 def _name(value) -> bool:
@@ -56,7 +58,7 @@ RULES = {
     "python": (_or_null(lambda v: isinstance(v, str)), "a command or null", ""),
     "additional": (
         lambda v: v is None or (isinstance(v, dict) and all(map(_plain, v.values()))),
-        "options of sbatch, each with one value",
+        "options of sbatch, each with one value or a list of them",
         "hydra.launcher.additional.constraint=a100",
     ),
 }
@@ -109,7 +111,8 @@ def parameters(shape: dict, files: Path) -> dict:
         "requeue": True,  # also where a site has set JobRequeue=0
         "signal": f"USR2@{shape['signal_delay_s']}",
     }  # fmt: skip
-    options |= {_spelled(k): v for k, v in (shape["additional"] or {}).items()}
+    for key, value in (shape["additional"] or {}).items():
+        options[_spelled(key)] = ",".join(map(str, value)) if isinstance(value, list) else value
     options |= shape.get("chained") or {}  # a chain holds whatever else is asked for
     return {
         "job_name": shape["name"], "time": shape["timeout_min"], "nodes": shape["nodes"],

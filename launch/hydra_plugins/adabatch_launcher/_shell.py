@@ -52,11 +52,17 @@ def own_environment():
 
 @contextlib.contextmanager
 def undisturbed():
-    """Ctrl-C and a hangup wait meanwhile, also for sbatch: no job may be submitted without being told of."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    """Ctrl-C and a hangup wait meanwhile, and spare sbatch: no job may be submitted without being told of."""
+    held = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    # For children: a shell (sbatch is one at many sites) may lift a mask, but not what it finds ignored. A
+    # blocked signal waits for this process all the same.
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in held}
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

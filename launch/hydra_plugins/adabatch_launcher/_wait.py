@@ -31,7 +31,7 @@ def wait(jobs: list) -> list[dict]:
             state = status.get("state")
             if said.get(number) != state:
                 said[number] = state
-                log.info(f"job {job.job or number}: {state}")
+                log.info(f"job {_job(job, status).get('id') or job.job or number}: {state}")
             if state in ENDS and (job.summary or (ask and not alive.get(_job(job, status).get("id")))):
                 records[number] = _record(job, state, status.get("error"), ENDS[state])
             elif ask and state not in ENDS and _left(job, status, alive):
