@@ -1,6 +1,6 @@
 """Fixed against adaptive batches on two nodes, over a link as it is and over a slow one.
 
-sudo python benchmarks/throttled.py [--rates off,200mbit] [--seeds 0,1,2] [model=alexnet dataset=digits ...]
+sudo python benchmarks/throttled.py [--rates off,200mbit] [--seeds 0,1,2] [model=alexnet epochs=3 ...]
 
 Starts a sandbox (launch/sandbox: a SLURM of namespaces on this machine), submits every arm at every rate
 there, one job at a time, on two nodes of one process each, and reads the run folders. The arms: a fixed
@@ -28,8 +28,9 @@ ARMS = {
     f"adabatch from {BASE}": ["schedule=adabatch", f"schedule.base_batch={BASE}"],
 }
 RUN = (
-    "model=alexnet", "dataset=digits", "epochs=5", "hardware=slurm", "hardware.nodes=2", "hardware.threads=1",
-    "wait=true", "hydra.launcher.array_parallelism=1", "trackers.wandb.mode=disabled", "evaluate.every=5",
+    "model=mnist_f1", "dataset=mnist5k", "epochs=5", "hardware=slurm", "hardware.nodes=2",
+    "hardware.threads=1", "wait=true", "hydra.launcher.array_parallelism=1",
+    "trackers.wandb.mode=disabled", "evaluate.every=5",
 )  # fmt: skip
 
 
