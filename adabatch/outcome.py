@@ -141,14 +141,15 @@ def figures(summary: dict) -> str:
 
 
 def next_steps(folder: Path, overrides) -> str:
-    """Where the report lies, and the command that compares this run's schedule with a fixed batch."""
+    """Where the report lies, and the command that compares this run's schedule with fixed batches."""
     lines = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
-    if any(o.startswith("compare.arm=") for o in overrides):
-        return "\n".join(lines)  # it is compared already
+    if any(o.startswith(("compare.arm=", "experiment=")) for o in overrides):
+        return "\n".join(lines)  # it is compared already, or is something else than its schedule
     option = next((o.partition("=")[2] for o in overrides if o.startswith("schedule=")), "fixed")
-    arms = "schedule=fixed," + (option if option not in ("fixed", "replay") else "adabatch")
-    # Keys of one schedule are not another's: only those that every one has are kept.
-    kept = [o for o in overrides if not o.lstrip("+").startswith(("seed=", "schedule", "shadow", "restart"))]
-    kept += [o for o in overrides if o.startswith(COMMON)]
-    lines.append("compare: " + shlex.join(["adabatch", "-m", *kept]) + f" {arms} seed=0,1,2")
+    others = ("seed=", "shadow", "restart", "wait=")
+    # Keys of one schedule are not another's: where AdaBatch stands in, only what every one has is kept.
+    if option in ("fixed", "replay"):
+        others += ("schedule",)
+    kept = [o for o in overrides if not o.lstrip("+").startswith(others) or o.startswith(COMMON)]
+    lines.append("compare: " + shlex.join(["adabatch", "-m", "experiment=compare", *kept]))
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The arms of a comparison: batches, learning rates and updates worked out by hand."""
 
 import math
+import shlex
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -10,6 +11,7 @@ from adabatch.combinations import combinations
 from adabatch.compare import declare, matching
 from adabatch.compare.arms import updates
 from adabatch.composed import Composed
+from adabatch.outcome import next_steps
 
 MNIST5K = ("dataset=mnist5k", "epochs=10")  # 4,000 samples: P = 40,000, a fifth of the run = 8,000
 
@@ -191,3 +193,27 @@ def test_trajectories_are_compared_at_every_update():
     assert matching.equal(path, [(0, 32, 0.1), (32, 32, 0.05 * (1 + 1e-12))])
     for other in ([(0, 32, 0.1), (32, 32, 0.051)], [(0, 32, 0.1), (32, 33, 0.05)], path[:1]):
         assert not matching.equal(path, other)
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("dataset=mnist5k seed=3", "dataset=mnist5k"),
+        ("schedule.base_batch=64 schedule.warmup_epochs=1 epochs=2", "schedule.base_batch=64 epochs=2"),
+        ("schedule=adabatch schedule.growth.factor=4 seed=1", "schedule=adabatch schedule.growth.factor=4"),
+        ("schedule=noise_scale schedule.max_batch=256", "schedule=noise_scale schedule.max_batch=256"),
+    ],
+)
+def test_what_a_finished_run_suggests_is_a_comparison_with_its_schedule(tmp_path, line, said):
+    *_, last = next_steps(tmp_path, line.split()).splitlines()
+    assert last == f"compare: adabatch -m experiment=compare {said}"
+    arms, _ = expanded(*shlex.split(last)[4:])
+    adaptive = "noise_scale" if "noise_scale" in line else "adabatch"
+    assert {"fixed", adaptive} <= {name.split()[0] for name in arms}
+
+
+@pytest.mark.parametrize(
+    "line", ["compare.arm=fixed seed=1", "experiment=another", "schedule=replay compare.arm=x"]
+)
+def test_a_run_of_a_comparison_or_of_an_experiment_suggests_none(tmp_path, line):
+    assert next_steps(tmp_path, line.split()) == ""
