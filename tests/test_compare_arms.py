@@ -150,6 +150,17 @@ def test_candidates_are_the_adaptive_arms_and_no_control():
     assert [e["name"] for e in map(declare.entry, arms.values()) if e["adaptive"]] == wanted
 
 
+def test_a_control_is_declared_as_one_also_where_it_has_runs_of_its_own():
+    arms, _ = expanded(*MNIST5K, "compare.adaptive=[adabatch,noise_scale]")
+    said = {
+        e["name"]: (e.get("control"), e.get("of"), "overrides" in e)
+        for e in map(declare.entry, arms.values())
+    }
+    assert said["mean-matched 82"] == ("mean_matched", "adabatch", True)
+    assert said["mean-matched to noise_scale"] == ("mean_matched", "noise_scale", False)
+    assert {said[name] for name in ("fixed 32", "fixed 512", "adabatch")} == {(None, None, True)}
+
+
 def test_a_plan_has_a_line_for_every_arm_that_replays_nothing():
     with config.composer():
         jobs, _ = combinations(["experiment=compare", *MNIST5K, "compare.adaptive=[adabatch,noise_scale]"])

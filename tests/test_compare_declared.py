@@ -27,7 +27,7 @@ def arm(name, batch=32, exponent=1.0, **given):
     return Arm(name, (f"schedule.base_batch={batch}",), config, schedule, **given)
 
 
-MATCHED = Arm("mm", control="mean_matched", source="adabatch")
+MATCHED = Arm("mm", control="mean_matched", of="adabatch")
 
 
 def declared(arms=None, **given):
@@ -91,7 +91,7 @@ def test_nothing_is_declared_after_the_first_run(tmp_path):
 
 
 def test_every_block_has_every_arm_once_in_an_order_of_its_own():
-    arms = [arm(name) for name in "abcdef"] + [Arm("late", control="mean_matched", source="b")]
+    arms = [arm(name) for name in "abcdef"] + [Arm("late", control="mean_matched", of="b")]
     found = jobs.blocks(arms, 20, order=0)
     assert [job.seed for job in found] == [seed for seed in range(20) for _ in arms]
     blocks = [[job.arm.name for job in found[i : i + 7]] for i in range(0, 140, 7)]
@@ -195,7 +195,7 @@ def swept(parent):
     arms = [
         arm("fixed 32"),
         arm("grows", adaptive=True),
-        Arm("matched", control="mean_matched", source="grows"),
+        Arm("matched", control="mean_matched", of="grows"),
     ]
     declare.settle(parent, declare.content(asked.asked(NODE, "adabatch"), arms, 10_000))
     for seed in range(5):

@@ -188,8 +188,36 @@ def test_out_of_memory_is_infeasible_and_named():
         and "fixed 2048 ran out of memory here: infeasible, left out" in found.notes
     )
     assert not any("2048" in c.rival + c.candidate for c in found.comparisons)
-    none = decide([with_states(SMALL, s0="out_of_memory"), GOOD], PLAN)
-    assert none.sentence == "interim, no verdict: every fixed arm is left out"
+
+
+OUT = {"s0": "out_of_memory"}
+
+
+@pytest.mark.parametrize(
+    "arms, sentence",
+    [
+        ([with_states(SMALL, **OUT), GOOD], "every fixed arm is left out (fixed 32 ran out of memory)"),
+        ([SMALL, LARGE, with_states(GOOD, **OUT)],
+         "every adaptive arm is left out (adabatch 32-512 ran out of memory)"),
+        ([with_states(SMALL, **OUT), with_states(GOOD, **OUT)],
+         "every adaptive arm is left out (adabatch 32-512 ran out of memory)"),
+    ],
+)  # fmt: skip
+def test_a_class_that_does_not_fit_into_memory_leaves_nothing_to_compare(arms, sentence):
+    found = decide(arms, PLAN)
+    assert (found.decision, found.winner) == ("undecided", None)
+    assert found.sentence == f"undecided: {sentence}; smaller batches may fit"
+
+
+def test_while_runs_of_the_other_class_are_to_come_it_is_interim():
+    """What is left of a class that does not fit is known before the sweep has ended."""
+    lost = with_states(GOOD, **OUT)
+    found = decide([with_states(SMALL, s4="running"), lost], PLAN)
+    assert found.sentence == "interim, no verdict: 1 of 5 runs not finished (fixed 32 seed 4: running)"
+    assert (
+        "the next look is at 5"
+        in decide([arm("fixed 32", 0.09, 9, n=3), lost], replace(PLAN, looks=(2, 5))).sentence
+    )
 
 
 @pytest.mark.parametrize(

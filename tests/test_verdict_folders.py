@@ -10,6 +10,7 @@ from sweep_folders import ARMS, ENVIRONMENT, run, schedule, sweep
 
 from adabatch import UserError, runs
 from adabatch.verdict import plan as plans
+from adabatch.verdict import table
 from adabatch.verdict.decide import decide
 from adabatch.verdict.folders import common, look, write
 
@@ -368,6 +369,40 @@ def replayed(folder, seed, batches=(48,), name=MATCHED, control="mean_matched", 
     node = {"schedule._target_": "adabatch.schedules.replay", "schedule.control": control}
     config = node | {"schedule.run": f"somewhere/cabs-{seed}", **config}
     named(folder, name, seed, batches, 0.092, 118, **config)
+
+
+def test_a_control_with_a_run_of_its_own_is_waited_for_whatever_became_of_its_source(tmp_path):
+    """Its batches were known beforehand: it replays nothing (science: D)."""
+    compared(tmp_path, [0, 1, 2, 3, 4])
+    own = {"name": MATCHED, "adaptive": False, "control": "mean_matched", "of": "cabs", "overrides": []}
+    declare(tmp_path, arms=[*map(entry, NAMED), own])
+    assert "no verdict: 4 of the 5 declared arms have begun" in judged(tmp_path).sentence
+    named(tmp_path, MATCHED, 0, (48,), 0.092, 118)
+    assert f"no verdict: {MATCHED} lacks seed 1, 2, 3, 4, which other arms have" in judged(tmp_path).sentence
+
+
+def test_the_table_says_whose_control_an_arm_is(tmp_path):
+    compared(tmp_path)
+    found = look([str(tmp_path)], {})
+    names, *_, last = table.arms(decide(found.arms, found.plan, found.pending), found.plan)
+    said = dict(zip(names.cells, last.cells))
+    assert said[MATCHED] == "control of cabs" and said["adabatch"] == "wins" and said["fixed 32"] == ""
+
+
+def test_a_run_of_another_configuration_than_the_declared_one_is_refused(tmp_path):
+    compared(tmp_path)
+    (first,) = tmp_path.glob("*base_batch=512-seed=0*")
+    summary = json.loads((first / "summary.json").read_text())
+    for identity in ("x", "y"):
+        (first / "summary.json").write_text(json.dumps(summary | {"identity": identity}))
+        if identity == "x":
+            assert judged(tmp_path).decision == "adaptive"
+    with pytest.raises(
+        UserError, match="declares fixed 512 with identity x at seed 0, and the run .* has y: "
+    ):
+        judged(tmp_path)
+    declare(tmp_path, arms=[*map(entry, NAMED)], tuned=True)  # a search changed the learning rate
+    assert judged(tmp_path).decision
 
 
 @pytest.mark.parametrize("state", ["diverged", "out_of_memory"])

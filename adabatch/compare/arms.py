@@ -12,9 +12,9 @@ WORDS = {"mean_matched": "mean-matched to", "lr_twin": "lr twin of", "batch_twin
 @dataclass(frozen=True)
 class Arm:
     """lines: overrides of the schedule. config: of seed 0, schedule: made of it, path: its trajectory, None
-    for a closed loop. An arm of the second stage has none of these but the control of a `source` (an arm's
-    name), which is replayed from the same seed's run. adaptive: whether it is a candidate, whose batch
-    changes and which is no control."""
+    for a closed loop. control: what it is of the arm `of`. A control of the second stage has nothing else: it
+    is replayed from the same seed's run of that arm. adaptive: whether it is a candidate, whose batch changes
+    and which is no control."""
 
     name: str
     lines: tuple[str, ...] = ()
@@ -22,8 +22,13 @@ class Arm:
     schedule: object = None
     path: list | None = None
     control: str | None = None
-    source: str | None = None
+    of: str | None = None
     adaptive: bool = False
+
+    @property
+    def source(self) -> str | None:
+        """The arm whose runs it replays; None of an arm that is known beforehand."""
+        return self.of if self.config is None else None
 
     @property
     def batches(self) -> tuple[int, int]:

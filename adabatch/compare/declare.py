@@ -32,8 +32,10 @@ def entry(arm: Arm) -> dict:
     """An arm as it is declared. adaptive: whether it is one of the candidates, which the report does not
     guess from what its runs did. identity: of its run with seed 0 (before tuning)."""
     found = {"name": arm.name, "adaptive": arm.adaptive}
+    if arm.control is not None:
+        found |= {"control": arm.control, "of": arm.of}
     if arm.source is not None:
-        return found | {"control": arm.control, "of": arm.source}
+        return found
     identity = runs.identity(arm.config | {"seed": 0}, runs.contents(arm.config))
     return found | {"overrides": list(arm.lines), "identity": identity}
 

@@ -135,7 +135,8 @@ class Maker:
                     self.add(arm)
                 continue
             self.expand(self.described(entry))
-        if any(a.control and a.source not in [b.name for b in self.arms] for a in self.arms):
+        names = [arm.name for arm in self.arms]
+        if any(arm.control and arm.of not in names for arm in self.arms):
             raise UserError("a control needs the arm that it is of among compare.arms")
         self.refuse_budgets()
         return self.arms, self.notes
@@ -234,9 +235,9 @@ class Maker:
         for source in sources:
             made = self.computed(control, source)
             if made is None:
-                made = Arm(f"{WORDS[control]} {source.name}", control=control, source=source.name)
+                made = Arm(f"{WORDS[control]} {source.name}")
                 refuse_name(made.name)
-            self.add(made)
+            self.add(replace(made, control=control, of=source.name))
 
     def computed(self, control: str, source: Arm) -> Arm | None:
         """A control that needs no run of its source; None where it does."""

@@ -80,13 +80,15 @@ class Arm:
 @dataclass(frozen=True)
 class Declared:
     """An arm as compare.yaml declares it. adaptive: its class, None where that is not said. control: what it
-    is of the arm `of`. replayed: it is made of the runs of that arm, so it has no search of its own."""
+    is of the arm `of`. replayed: it is made of the runs of that arm, so it has no search of its own.
+    identity: of its run with seed 0, before any search."""
 
     name: str
     adaptive: bool | None = None
     control: str | None = None
     of: str | None = None
     replayed: bool = False
+    identity: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from adabatch import statistics
 from adabatch.verdict import pairs, power, words
 from adabatch.verdict.arms import Arm, Comparison, Plan, Verdict
 
+CLASSES = {True: "adaptive", False: "fixed"}
 NEAR = 0.2  # numbers of updates that differ by less are about equal
 SMALL = 5000  # samples of an evaluation set, below which a verdict is one for this set
 
@@ -27,6 +28,8 @@ def decide(arms: list[Arm], plan: Plan, pending: int = 0) -> Verdict:
     base = Verdict("interim", "", tuple(kept), tuple(made), notes=tuple(notes + left + untimed))
     if why := unready(arms, inside, plan, pending):
         return replace(base, sentence=f"interim, no verdict: {why}")
+    if why := one_sided(kept, inside):
+        return replace(base, decision="undecided", sentence=f"undecided: {why}")
     base = replace(base, notes=(*base.notes, *remarks(made, plan), *unmatched(inside, plan)))
     won = winners(inside, made)
     kinds = {arm.adaptive for arm in inside if arm.name in won}
@@ -66,7 +69,7 @@ def unreplayed(arm: Arm, arms: list[Arm], plan: Plan) -> Arm:
     """A control that lacks only seeds at which its source broke down is left out: nothing was there to be
     replayed, and a block without it tells nothing of it."""
     said = plan.named.get(arm.name)
-    source = next((other for other in arms if said and other.name == said.of), None)
+    source = next((o for o in arms if said and said.replayed and o.name == said.of), None)
     if source is None:
         return arm
     lacking = {run.seed for run in source.runs} - {run.seed for run in arm.runs}
@@ -87,7 +90,7 @@ def missing(arms: list[Arm], plan: Plan) -> int:
     if not plan.declared:
         return max(0, (plan.arms or 0) - len(arms))
     lost = {name for name, arm in begun.items() if arm.runs and broken(arm) == {run.seed for run in arm.runs}}
-    return sum(arm.name not in begun and arm.of not in lost for arm in plan.declared)
+    return sum(arm.name not in begun and not (arm.replayed and arm.of in lost) for arm in plan.declared)
 
 
 def same_runs(a: Arm, b: Arm) -> bool:
@@ -125,10 +128,9 @@ def unready(arms: list[Arm], inside: list[Arm], plan: Plan, pending: int) -> str
     unread = f"{pending} run{'s have not begun or' if pending > 1 else ' has not begun or it'} cannot be read"
     if pending and not arms:
         return unread
-    for kind, name in ((True, "adaptive"), (False, "fixed")):
-        if not any(arm.adaptive is kind for arm in inside):
-            there = any(arm.adaptive is kind for arm in arms)
-            return f"{'every' if there else 'no'} {name} arm" + (" is left out" if there else " was run")
+    for kind, name in CLASSES.items():
+        if not any(arm.adaptive is kind for arm in arms):
+            return f"no {name} arm was run"
     if absent := missing(arms, plan):
         return f"{plan.arms - absent} of the {plan.arms} declared arms have begun"
     if pending:
@@ -142,13 +144,25 @@ def unready(arms: list[Arm], inside: list[Arm], plan: Plan, pending: int) -> str
             shown = ", ".join(map(str, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
             return f"{arm.name} lacks seed {shown}, which other arms have"
     n = len(seeds)
-    if n in plan.looks:
+    if n in plan.looks or not inside:
         return None
     later = [look for look in plan.looks if look > n]
     listed = words.listed(plan.looks)
     if not later:
         return f"n = {n} lies beyond the last look ({listed})"
     return f"n = {n}, the {'first' if n < plan.looks[0] else 'next'} look is at {later[0]} runs of each arm"
+
+
+def one_sided(arms: list[Arm], inside: list[Arm]) -> str | None:
+    """Why there is nothing to compare, where every arm of a class is left out and no run is to come."""
+    for kind, name in CLASSES.items():
+        if any(arm.adaptive is kind for arm in inside):
+            continue
+        lost = [arm for arm in arms if arm.adaptive is kind]
+        each = "; ".join(f"{a.name} {'ran out of memory' if a.infeasible else a.outside}" for a in lost)
+        small = "; smaller batches may fit" if any(arm.infeasible for arm in lost) else ""
+        return f"every {name} arm is left out ({each}){small}"
+    return None
 
 
 def winners(arms: list[Arm], made: list[Comparison]) -> set[str]:

@@ -93,10 +93,19 @@ def alike(readings: list[Reading]) -> None:
 
 
 def of_the_plan(readings: list[Reading], plan: Plan) -> tuple[list[Reading], list[str]]:
-    """The runs of declared arms, where arms are declared by name; notes on the others."""
+    """The runs of declared arms, where arms are declared by name; notes on the others. UserError: a run that
+    is not the declared one."""
     if not plan.declared:
         return readings, []
     kept = [reading for reading in readings if reading.arm in plan.named]
+    for reading in kept if not plan.tuned else ():  # a search changes the learning rate, and so the identity
+        said = plan.named[reading.arm].identity
+        if reading.run.seed == 0 and None not in (said, reading.identity) and said != reading.identity:
+            raise UserError(
+                f"{plans.FILE} declares {reading.arm} with identity {said} at seed 0, and the run in "
+                f"{reading.run.folder} has {reading.identity}: it is of another configuration. Move it "
+                "elsewhere"
+            )
     plain = sum(reading.arm is None for reading in readings)
     strange = sorted({reading.arm for reading in readings if reading.arm} - plan.named.keys())
     notes = [f"{name}: left out, it is no declared arm" for name in strange]

@@ -87,13 +87,14 @@ def one(arm: dict) -> Declared:
     name, adaptive = text(arm["name"], NAME), arm.get("adaptive")
     if adaptive is not None and not isinstance(adaptive, bool):
         raise UserError(f"adaptive of {name} is true or false, got {text(adaptive, 60)}")
-    for key in ("control", "of"):
+    for key in ("control", "of", "identity"):
         if not isinstance(arm.get(key), (str, type(None))):
             raise UserError(f"{key} of {name} is a name, got {text(arm[key], 60)}")
-    control, of = (text(arm[key], NAME) if arm.get(key) else None for key in ("control", "of"))
+    known = (text(arm[key], NAME) if arm.get(key) else None for key in ("control", "of", "identity"))
+    control, of, identity = known
     # A control is what an adaptive arm is held against, also where its own batch changes (science: A8).
     replayed = control is not None and "overrides" not in arm
-    return Declared(name, False if control else adaptive, control, of, replayed)
+    return Declared(name, False if control else adaptive, control, of, replayed, identity)
 
 
 def bounded(content: dict, name: str, otherwise: float, low: float, high: float) -> float:

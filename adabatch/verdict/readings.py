@@ -30,7 +30,7 @@ class Reading:
 
     same: {dotted key: value} that all runs of a comparison share. schedule: likewise, of the schedule's node.
     digest: its hash. batches: all sizes that were trained. samples: trained in all. arm: what a comparison
-    calls the arm that it belongs to, None for a run of its own.
+    calls the arm that it belongs to, None for a run of its own. identity: of a run that has finished.
     """
 
     run: Run
@@ -46,6 +46,7 @@ class Reading:
     evaluations: tuple[tuple[float, float, float], ...]  # (epoch, seconds, error) of what was watched
     notes: tuple[str, ...]
     arm: str | None = None
+    identity: str | None = None
 
 
 def read(folder: Path, split: str) -> Reading | str:
@@ -91,6 +92,7 @@ def read(folder: Path, split: str) -> Reading | str:
         evaluations=watched(found, watches),
         notes=notes,
         arm=text(declared["arm"], NAME) if isinstance(declared.get("arm"), str) else None,
+        identity=text(found.summary["identity"], NAME) if "identity" in found.summary else None,
     )
 
 

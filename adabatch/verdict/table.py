@@ -56,8 +56,8 @@ def runs_of(arm: Arm) -> str:
     return str(n) if n == len(arm.runs) else f"{n} of {len(arm.runs)}"
 
 
-def remark(arm: Arm, winner: str | None) -> str:
-    """What became of the arm, in a word."""
+def remark(arm: Arm, winner: str | None, plan: Plan) -> str:
+    """What became of the arm, in a word; else whose control it is."""
     if arm.infeasible:
         return "out of memory"
     if arm.outside:
@@ -66,7 +66,10 @@ def remark(arm: Arm, winner: str | None) -> str:
         return f"{arm.diverged} diverged"
     if any(not run.over for run in arm.runs):
         return "unfinished"
-    return "wins" if arm.name == winner else ""
+    if arm.name == winner:
+        return "wins"
+    said = plan.named.get(arm.name)
+    return f"control of {said.of}" if said and said.control and said.of else ""
 
 
 def reached(arm: Arm) -> tuple[str, str]:
@@ -98,7 +101,7 @@ def arms(verdict: Verdict, plan: Plan) -> list[Column]:
         Column("device-hours", [figure(found) for found in hours], 50),
         Column(f"reached {_target(plan)}", [reached(arm)[0] for arm in each], 90),
         Column("median time to it", [reached(arm)[1] for arm in each], 89),
-        Column("", [remark(arm, verdict.winner) for arm in each], 95, right=False),
+        Column("", [remark(arm, verdict.winner, plan) for arm in each], 95, right=False),
     ]
     return _said(columns)
 
