@@ -53,6 +53,12 @@ def arm(config: dict) -> str:
     return str(named) if batch is None else f"{named} {batch}"
 
 
+def named(overrides: list[str]) -> str | None:
+    """What a comparison calls the arm of a job with these overrides; None of a job of another kind."""
+    found = next((o.partition("=")[2] for o in overrides if o.startswith("compare.arm=")), None)
+    return found and found.strip("'")
+
+
 def tags(config: dict) -> list[str]:
     """Arm and seed, as tags that a dashboard can filter by."""
     return [f"arm: {arm(config)}"[:LONGEST], f"seed: {config.get('seed')}"[:LONGEST]]

@@ -16,7 +16,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from adabatch import jobs, owner, processes, runs, spawn
+from adabatch import jobs, labels, owner, processes, runs, spawn
 from adabatch.environment import before_torch
 from adabatch.pool import Pool
 from adabatch.signals import Stop, die_with_parent
@@ -186,7 +186,7 @@ def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bo
 
 def label(overrides: list[str]) -> str:
     """A job's overrides in a line; of a comparison's job what tells it from the others."""
-    arm = next((o.partition("=")[2].strip("'") for o in overrides if o.startswith("compare.arm=")), None)
+    arm = labels.named(overrides)
     shown = [o for o in overrides if o.startswith(("seed=", "schedule.base_lr="))]
     tuning = [o for o in overrides if o == "compare.stage=tuning"]
     return " ".join([arm, *shown, *tuning] if arm else overrides)

@@ -4,6 +4,7 @@ import bisect
 import math
 import textwrap
 
+from adabatch import labels
 from adabatch.planning.job import Plan
 
 WIDTH = 100
@@ -168,7 +169,10 @@ def heights(values: list[float], low: float, high: float) -> list[float]:
 
 
 def differing(plans: list[Plan]) -> list[str]:
-    """Each plan's name: the overrides that not all of them have."""
+    """Each plan's name: its arm's in a comparison, else the overrides that not all of them have."""
+    arms = [labels.named(plan.overrides) for plan in plans]
+    if all(arms):
+        return arms
     common = set.intersection(*(set(plan.overrides) for plan in plans))
     if len(plans) == 1:
         common = set()

@@ -17,7 +17,7 @@ def warnings(config: dict, schedule, found: list[Phase], curve: list) -> list[st
     told.append(few_updates(schedule, found))
     if not closed:
         told.append(above_the_rule(config, schedule, curve))
-    told += [evaluation(config["dataset"]), *never(schedule)]
+    told += [evaluation(config), *never(schedule)]
     return [sentence for sentence in told if sentence]
 
 
@@ -86,11 +86,16 @@ def above_the_rule(config: dict, schedule, curve: list) -> str | None:
     )
 
 
-def evaluation(dataset: dict) -> str | None:
-    """Arms are compared on the test set, else on what is held out; unknown sizes are not judged."""
+def evaluation(config: dict) -> str | None:
+    """Arms are compared on the test set, else on what is held out; unknown sizes are not judged. An arm of a
+    comparison is judged by its runs and its margin."""
+    dataset, compare, asked = config["dataset"], config.get("compare") or {}, {}
+    if compare.get("arm"):
+        seeds = compare.get("seeds") or min(compare["looks"])
+        asked = {"seeds": seeds, "margin": compare["delta"] / 100}
     for split, samples in (("test", dataset.get("test_samples")), ("validation", dataset.get("validation"))):
         if samples:
-            return power.too_small(samples, split)
+            return power.too_small(samples, split, **asked)
     return None
 
 
