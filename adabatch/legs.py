@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from adabatch import profiles
 from adabatch.errors import UserError
 from adabatch.phases import phases
-from adabatch.profiling.points import knee
+from adabatch.throughput import knee
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from adabatch import profiles
 from adabatch.errors import UserError
 from adabatch.files import FORMAT, read_json, write_json
 
+SHARE = 0.95  # of the highest throughput: the knee
 REMEDY = (
     "name a file of adabatch-profile's, a JSON file of points, or the folder of a finished run that trained "
     "two batch sizes or more"
@@ -85,3 +86,11 @@ def _of_phases(phases: list) -> dict[int, float]:
         total[0] += phase["steps"] * phase["batch_size"]
         total[1] += phase["seconds"]
     return {b: samples / s for b, (samples, s) in sums.items() if b > 0 and samples > 0 and 0 < s < math.inf}
+
+
+def knee(rates: dict[int, float]) -> tuple[int, bool]:
+    """(the smallest batch with 95 % of the highest throughput, whether throughput stopped rising before the
+    largest). rates: samples per second by batch."""
+    best = max(rates.values())
+    first = min(batch for batch, rate in rates.items() if rate >= SHARE * best)
+    return first, first < max(rates)

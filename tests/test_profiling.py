@@ -18,6 +18,7 @@ from adabatch.pace import Pace
 from adabatch.profiling import points, table
 from adabatch.profiling.command import command
 from adabatch.profiling.timing import Timed, Timer
+from adabatch.throughput import knee
 
 QUICK = ("--seconds", "0.05", "--sustained", "0")
 NET = (*SMALL, "hardware=cpu", "hardware.threads=1", "trackers.wandb.mode=disabled")
@@ -57,9 +58,9 @@ def test_a_single_batch_is_repeated_too():
 
 def test_the_knee_is_the_smallest_batch_near_the_best():
     """95 % of the highest throughput; a throughput that still rises has none yet."""
-    assert points.knee({32: 100, 64: 190, 128: 196, 256: 200}) == (64, True)
-    assert points.knee({32: 100, 64: 200, 128: 400}) == (128, False)
-    assert points.knee({32: 500, 64: 400, 128: 300}) == (32, True)
+    assert knee({32: 100, 64: 190, 128: 196, 256: 200}) == (64, True)
+    assert knee({32: 100, 64: 200, 128: 400}) == (128, False)
+    assert knee({32: 500, 64: 400, 128: 300}) == (32, True)
 
 
 # ------------------------------------------------------------------------------------------- the timing

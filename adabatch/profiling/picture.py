@@ -5,7 +5,7 @@ import math
 
 from adabatch.pace import Pace
 from adabatch.profiles import Profile
-from adabatch.profiling.points import knee
+from adabatch.throughput import knee
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 76, 24, 56, 52
 BLUE, GREY, ORANGE = "#0072B2", "#5a616b", "#D55E00"

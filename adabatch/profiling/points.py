@@ -6,7 +6,6 @@ from adabatch import cutting
 
 DOUBLINGS = 5  # from the first batch on, unless the schedule goes further
 ACCUMULATED = (2, 4)
-SHARE = 0.95  # of the highest throughput: the knee
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,3 @@ def ways(batches, fits: int, unit: int, world: int, counts=ACCUMULATED) -> list[
             if batch <= largest or (micro == passes[0] and count == min(counts)):
                 found.setdefault((batch, micro), Way(batch, micro, False))
     return list(found.values())
-
-
-def knee(rates: dict[int, float]) -> tuple[int, bool]:
-    """(the smallest batch with 95 % of the highest throughput, whether throughput stopped rising before the
-    largest). rates: samples per second by batch."""
-    best = max(rates.values())
-    first = min(batch for batch, rate in rates.items() if rate >= SHARE * best)
-    return first, first < max(rates)

@@ -2,7 +2,7 @@
 
 from adabatch.pace import Pace
 from adabatch.profiles import Point, Profile
-from adabatch.profiling.points import SHARE, knee
+from adabatch.throughput import SHARE, knee
 
 BUSY = 0.1  # a drift that forecasts should not be made by
 HEAD = ("batch", "micro x accum", "samples/s", "quartiles", "ms/step", "data", "compute", "comm.",
