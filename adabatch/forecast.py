@@ -89,7 +89,8 @@ def forecast(
             beyond += own * step.extrapolated
             seconds += own + extra.pop(pace.cut(batch)[0], 0.0)
         phases.append(seconds)
-    total, half = math.fsum(phases), pace.half_width()
+    total = math.fsum(phases)
+    half = pace.doubt([each for stretch in stretches for each in stretch.counted()])
     low, high = (None, None) if half is None else interval(total, half)
     if factors := empirical(audits):
         low, high = (total * factor for factor in factors)
@@ -136,19 +137,25 @@ def speed_up(slow: tuple, fast: tuple) -> tuple[float, float | None, float | Non
     pace = slow[0]
     a, b = (own.parts([each for s in arm for each in s.counted()]) for own, arm in (slow, fast))
     ratio = forecast(*slow).seconds / forecast(*fast).seconds
-    half = pace.half_width(drift=False)
-    if half is None:
-        return ratio, None, None
-    spread = half / 1.959964  # of a normal error that is as wide
-    generator = random.Random(0)
     weights = {m: pace.curve.weights(m) for m in {*a[0], *b[0]}}
+    unknown = sorted(m for m in weights if m not in pace.curve.sizes)
+    known, whole = (pace.half_width(share, drift=False) for share in (0.0, 1.0 if unknown else 0.0))
+    if known is None or whole is None:
+        return ratio, None, None
+    # Of normal errors that are as wide: of a measured size, and of what lies between two of them.
+    spread, joined = known / 1.959964, math.sqrt(max(whole**2 - known**2, 0.0)) / 1.959964
+    generator = random.Random(0)
     base = (sum(a[0].values()) + a[1]) / (sum(b[0].values()) + b[1])
     drawn = []
     for _ in range(DRAWS):
         errors = [generator.gauss(0, spread) for _ in pace.curve.knots]
         fixed = math.exp(generator.gauss(0, spread))
-        moved = {m: math.exp(sum(w * errors[i] for i, w in near.items())) for m, near in weights.items()}
-        times = [sum(s * moved[m] for m, s in passes.items()) + own * fixed for passes, own in (a, b)]
+        own = {m: generator.gauss(0, joined) for m in unknown}
+        moved = {
+            m: math.exp(own.get(m, 0.0) + sum(w * errors[i] for i, w in near.items()))
+            for m, near in weights.items()
+        }
+        times = [sum(s * moved[m] for m, s in passes.items()) + rest * fixed for passes, rest in (a, b)]
         drawn.append(times[0] / times[1] / base)
     drawn.sort()
     return ratio, ratio * drawn[round(0.025 * DRAWS)], ratio * drawn[round(0.975 * DRAWS) - 1]

@@ -196,24 +196,54 @@ class Pace:
     @cached_property
     def errors(self) -> tuple[list[float], float, float]:
         """(errors of the points left out, s_rep, s_drift), on the log scale."""
-        spreads = []
+        rep, drift = (math.sqrt(variance) for variance, _ in (self._rep, self._drift))
+        return self.curve.left_out(), rep, drift
+
+    @cached_property
+    def _rep(self) -> tuple[float, int]:
+        """(variance of a point's time between its visits, degrees of freedom)."""
+        spreads, freedom = [], 0
         for p in self.profile.points:
             if len(p.rounds) >= 2:  # the standard error of the mean of visits
                 logs = [math.log(r) for r in p.rounds]
                 spreads.append(statistics.stdev(logs) / math.sqrt(len(logs)))
+                freedom += len(logs) - 1
             elif p.steps >= 2:  # that of a median, from quartiles
                 spreads.append(1.2533 * (p.high - p.low) / 1.349 / p.seconds / math.sqrt(p.steps))
-        rep = math.sqrt(statistics.fmean(s * s for s in spreads)) if spreads else 0.0
-        logs = [math.log(s) for s in self.profile.reference]
-        return self.curve.left_out(), rep, statistics.stdev(logs) if len(logs) > 1 else 0.0
+                freedom += p.steps - 1
+        return (statistics.fmean(s * s for s in spreads) if spreads else 0.0), freedom
 
-    def half_width(self, drift: bool = True) -> float | None:
-        """Of the interval, on the log scale; None where too few sizes were measured to tell."""
-        out, rep, moved = self.errors
-        if not out:
+    @cached_property
+    def _drift(self) -> tuple[float, int]:
+        """(variance of the reference's time, degrees of freedom)."""
+        logs = [math.log(s) for s in self.profile.reference]
+        return (statistics.variance(logs), len(logs) - 1) if len(logs) > 1 else (0.0, 0)
+
+    def doubt(self, counted: list[tuple[int, int]]) -> float | None:
+        """`half_width` of the time of [(batch size, steps), ...]."""
+        passes, _ = self.parts(counted)
+        unknown = sum(seconds for m, seconds in passes.items() if m not in self.curve.sizes)
+        return self.half_width(unknown / total if (total := sum(passes.values())) else 0.0)
+
+    def half_width(self, share: float = 1.0, drift: bool = True) -> float | None:
+        """Of the interval, on the log scale; None where the profile cannot tell. share: of the time, which
+        lies between measured sizes; only there it matters how well they are joined.
+
+        t sqrt(V), V the sum of three variances, each known with degrees of freedom of its own: t has those of
+        the sum (Satterthwaite 1946).
+        """
+        out = self.curve.left_out()
+        if share > 0 and not out:
             return None
-        variance = statistics.fmean(e * e for e in out) + rep**2 + (moved**2 if drift else 0.0)
-        return quantile(LEVEL, len(out)) * math.sqrt(variance)
+        found = [self._rep, *([self._drift] if drift else [])]
+        found += [(share**2 * statistics.fmean(e * e for e in out), len(out))] if share > 0 else []
+        found = [(variance, freedom) for variance, freedom in found if freedom]
+        if not found:
+            return None
+        if not (total := sum(variance for variance, _ in found)):
+            return 0.0
+        freedom = total**2 / sum(variance**2 / freedom for variance, freedom in found)
+        return quantile(LEVEL, int(freedom + 1e-9)) * math.sqrt(total)
 
     @property
     def _compiles(self) -> bool:

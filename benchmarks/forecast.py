@@ -24,6 +24,8 @@ NETWORKS = {  # overrides; epochs so that a run takes a few dozen seconds on two
     "resnet": ["model=resnet", *CIFAR, "dataset.limit=5000", "epochs=5"],
     "alexnet": ["model=alexnet", *CIFAR, "dataset.limit=10000", "epochs=10"],
 }
+# On a shared machine two threads wait for each other: the same step takes up to four times as long.
+ONE = "hardware.threads=1"
 QUIET = ["trackers.wandb.mode=disabled", "evaluate.every=5", "checkpoint.every_seconds=600"]
 
 
@@ -35,7 +37,7 @@ def command(module: str, line: list[str], folder: Path) -> None:
 
 def audits(name: str, asked, folder: Path) -> list[float]:
     """measured / forecast of every run of a network; prints a line for each."""
-    overrides = [*NETWORKS[name], *asked.overrides]
+    overrides = [*NETWORKS[name], ONE, *asked.overrides]
     command("adabatch.profiling", [*overrides, "--seconds", str(asked.seconds)], folder)
     ratios = []
     for schedule in ("fixed", "adabatch"):

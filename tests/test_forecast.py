@@ -208,16 +208,46 @@ def noisy(out=0.1, rep=0.0, drift=()) -> dict:
     return entry(rows, reference=[math.exp(d) for d in drift])
 
 
-def test_the_interval_is_worked_out_by_hand():
+@pytest.mark.parametrize(
+    "stretches, half",
+    [
+        # s_rep^2 = 0.0009 with 5 degrees of freedom, s_drift^2 = 0.0016 with 2: 0.0025 with
+        # 0.0025^2 / (0.0009^2 / 5 + 0.0016^2 / 2) = 4.33, so t(0.975, 4).
+        ([Stretch(0, 64, 10)], 2.776445 * math.sqrt(0.0025)),
+        # Between two sizes also s_out^2 = 0.01 with 3: 0.0125 with 4.49.
+        ([Stretch(0, 48, 10)], 2.776445 * math.sqrt(0.0125)),
+        # Half of the time there: 0.0025 + 0.01 / 4 = 0.005 with 7.09, so t(0.975, 7).
+        ([Stretch(0, 64, 100), Stretch(6400, 48, 0)], 2.364624 * math.sqrt(0.005)),
+    ],
+)  # fmt: skip
+def test_the_interval_is_worked_out_by_hand(stretches, half):
     """E4: left-out errors -0.1, +0.1, -0.1 (each by its neighbours), visits' standard error 0.03, a drift of
-    standard deviation 0.04, t(0.975, 3) = 3.182446."""
+    standard deviation 0.04."""
     pace = Pace(profile(noisy(0.1, rep=0.03, drift=(-0.04, 0.0, 0.04))))
     out, rep, drift = pace.errors
     assert out == pytest.approx([-0.1, 0.1, -0.1]) and rep == pytest.approx(0.03)
     assert drift == pytest.approx(0.04)
-    half = 3.182446 * math.sqrt(0.1**2 + 0.03**2 + 0.04**2)
-    found = forecast(pace, [Stretch(0, 64, 10)])
-    assert (found.low, found.high) == pytest.approx((0.64 * math.exp(-half), 0.64 * math.exp(half)), rel=1e-6)
+    if len(stretches) == 2:  # as many steps of 48 as take as long as 100 of 64
+        count = round(100 * pace.step(64).seconds / pace.step(48).seconds)
+        stretches[1] = Stretch(6400, 48, count)
+    found = forecast(pace, stretches)
+    assert math.log(found.high / found.seconds) == pytest.approx(half, rel=5e-3)
+    assert math.log(found.low / found.seconds) == pytest.approx(-half, rel=5e-3)
+
+
+@pytest.mark.parametrize("rep, drift", [(0.05, 0.0), (0.03, 0.04), (0.0, 0.1)])
+def test_the_interval_of_measured_sizes_covers(rep, drift):
+    """A machine whose visits spread by `rep` and whose speed, at other times, by `drift`."""
+    rng, inside, count = np.random.default_rng(0), 0, 600
+    sizes, truth = (32, 64, 128, 256), np.array([straight(m) for m in (32, 64, 128, 256)])
+    for _ in range(count):
+        visits = np.exp(np.log(truth) + rng.normal(0, rep, (2, 4)))
+        rows = [point(m, m, float(np.median(v)), rounds=[*map(float, v)]) for m, v in zip(sizes, visits.T)]
+        reference = np.exp(rng.normal(0, drift, 12)) if drift else np.ones(12)
+        pace = Pace(profile(entry(rows, reference=[*map(float, reference)])))
+        found = forecast(pace, [Stretch(0, 64, 1000)])
+        inside += found.low <= 1000 * straight(64) * math.exp(rng.normal(0, drift)) <= found.high
+    assert inside / count >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / count)
 
 
 def test_the_interval_is_never_narrower_than_five_percent():
@@ -227,8 +257,12 @@ def test_the_interval_is_never_narrower_than_five_percent():
 
 
 def test_two_sizes_tell_no_interval():
-    found = forecast(Pace(profile(entry([point(32, 32, 1.0), point(64, 64, 2.0)]))), [Stretch(0, 32, 1)])
-    assert (found.low, found.high) == (None, None)
+    rows = [point(32, 32, 1.0), point(64, 64, 2.0)]
+    found = forecast(Pace(profile(entry(rows))), [Stretch(0, 32, 1)])
+    assert (found.low, found.high) == (None, None), "each was visited once"
+    pace = Pace(profile(entry([row | {"rounds": [row["seconds"]] * 2} for row in rows])))
+    assert forecast(pace, [Stretch(0, 32, 1)]).low == pytest.approx(0.95)
+    assert forecast(pace, [Stretch(0, 48, 1)]).low is None, "nobody knows what lies between them"
 
 
 def test_quartiles_tell_the_error_where_there_was_one_visit():
@@ -242,21 +276,22 @@ def test_an_arm_against_itself_is_exactly_as_fast():
     assert speed_up((pace, fixed_arm(32, 6400)), (pace, fixed_arm(32, 6400))) == (1.0, 1.0, 1.0)
 
 
-def test_a_speed_up_is_drawn_jointly():
-    """Two arms of one size each: the log ratio's error has sqrt(2) times the spread of one size; the drift,
-    which both arms have, is not in it."""
-    pace = Pace(profile(noisy(0.1, drift=(-0.5, 0.5))))
-    ratio, low, high = speed_up((pace, fixed_arm(16, 10_240)), (pace, fixed_arm(64, 10_240)))
-    assert ratio == pytest.approx(1.0)
-    half = pace.half_width(drift=False)
-    assert half == pytest.approx(3.182446 * 0.1, rel=1e-6)
-    assert math.log(high) == pytest.approx(math.sqrt(2) * half, rel=0.08)
-    assert math.log(low) == pytest.approx(-math.sqrt(2) * half, rel=0.08)
-    assert high < forecast(pace, fixed_arm(16, 10_240)).high / forecast(pace, fixed_arm(64, 10_240)).low
+@pytest.mark.parametrize(
+    "rep, sizes, half", [(0.03, (16, 64), 2.570582 * 0.03), (0.0, (24, 96), 3.182446 * 0.1)]
+)
+def test_a_speed_up_is_drawn_jointly(rep, sizes, half):
+    """Two arms of one size each, measured ones or ones in between: the log ratio's error has sqrt(2) times
+    the spread of one size; the drift, which both arms have, is not in it."""
+    pace = Pace(profile(noisy(0.1, rep, drift=(-0.5, 0.5))))
+    arms = [fixed_arm(size, 9_600) for size in sizes]
+    ratio, low, high = speed_up(*((pace, arm) for arm in arms))
+    assert math.log(high / ratio) == pytest.approx(math.sqrt(2) * half, rel=0.08)
+    assert math.log(low / ratio) == pytest.approx(-math.sqrt(2) * half, rel=0.08)
+    assert high < forecast(pace, arms[0]).high / forecast(pace, arms[1]).low
 
 
 def test_arms_that_share_their_sizes_differ_with_less_doubt():
-    pace = Pace(profile(noisy(0.1)))
+    pace = Pace(profile(noisy(0.1, 0.03)))
     mixed = [Stretch(0, 16, 320), Stretch(5120, 64, 80)]
     _, low, high = speed_up((pace, fixed_arm(16, 10_240)), (pace, mixed))
     _, lower, higher = speed_up((pace, fixed_arm(16, 10_240)), (pace, fixed_arm(64, 10_240)))

@@ -187,6 +187,6 @@ class WorldPace:
         """Not known."""
         return None
 
-    def half_width(self, drift: bool = True) -> None:
-        """There is none."""
+    def doubt(self, counted: list) -> None:
+        """There is no interval."""
         return None
