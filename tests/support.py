@@ -1,5 +1,6 @@
 """What several test files share: a resolved configuration, a run in a folder, and comparing two runs."""
 
+import copy
 import os
 import signal
 from pathlib import Path
@@ -81,3 +82,14 @@ def difference(a: dict, b: dict) -> float:
     """max |a - b| over all elements / max |b| over the whole model, for two state_dicts."""
     top = max(float((a[k].double() - b[k].double()).abs().max()) for k in b if b[k].numel())
     return top / max(float(b[k].double().abs().max()) for k in b if b[k].numel())
+
+
+def changed(tree, path: str, value):
+    """A copy of nested dictionaries and lists with one value replaced: "points.0.seconds"."""
+    found = copy.deepcopy(tree)
+    *way, last = [int(k) if k.isdigit() else k for k in path.split(".")]
+    node = found
+    for key in way:
+        node = node[key]
+    node[last] = value
+    return found

@@ -1,5 +1,6 @@
 """How a run is cut into jobs of different sizes."""
 
+import profile_files
 import pytest
 
 from adabatch import config, profiles
@@ -55,13 +56,11 @@ def profile(folder, run, *worlds, rates=RATES):
     it."""
     path = folder / "profile-model=convnet" / "profile.json"
     path.parent.mkdir(exist_ok=True)
-    machine = {"device": "a CPU", "threads": 1, "adabatch": "0", "torch": "2"}
-    points = [{"batch_size": b, "micro_batch": b, "accumulation": 1, "seconds": b / r}
-              for b, r in rates.items()]  # fmt: skip
-    given = [{"configuration": profiles.configured(run), "machine": machine | {"processes": world},
-              "unit": 32, "fits": 4096, "points": points} for world in worlds]  # fmt: skip
-    profiles.write(path, given)
-    return str(path)
+    points = [profile_files.point(batch, batch, batch / rate) for batch, rate in rates.items()]
+    of = profiles.configured(run)
+    return profile_files.written(
+        path, *(profile_files.entry(points, world=w, configuration=of) for w in worlds)
+    )
 
 
 @pytest.mark.parametrize("world, samples", [(1, 64), (2, 32), (3, 22)])

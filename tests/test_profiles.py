@@ -2,8 +2,10 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
+import support
 from profile_files import entry, followed, point, profile, written
 
 from adabatch import profiles, throughput
@@ -13,15 +15,7 @@ from adabatch.forecast import fitting
 GOOD = followed(lambda m: 1e-3 + 1e-5 * m, 1e-3)
 
 
-def changed(path: str, value) -> dict:
-    """The good profile with one value replaced."""
-    found = copy.deepcopy(GOOD)
-    *way, last = [int(k) if k.isdigit() else k for k in path.split(".")]
-    node = found
-    for key in way:
-        node = node[key]
-    node[last] = value
-    return found
+changed = partial(support.changed, GOOD)
 
 
 HOSTILE = {

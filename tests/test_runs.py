@@ -4,8 +4,10 @@ import copy
 import json
 import math
 import os
+from functools import partial
 
 import pytest
+import support
 
 from adabatch import runs
 from adabatch.errors import UserError
@@ -26,14 +28,7 @@ CONFIG = {
 }
 
 
-def changed(path, value):
-    config = copy.deepcopy(CONFIG)
-    *nodes, last = path.split(".")
-    node = config
-    for name in nodes:
-        node = node[name]
-    node[last] = value
-    return config
+changed = partial(support.changed, CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """hardware.phases on a real SLURM: chains of jobs of growing size, equal to the run that nobody cut."""
 
+import profile_files
 import pytest
 import slurm_runs
 import support
 import torch
 from slurm import ADABATCH
 
-from adabatch import runs
+from adabatch import profiles, runs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 RUN = (
@@ -106,31 +107,46 @@ def test_a_leg_that_is_refused_leaves_nothing_in_the_queue(cluster, tmp_path):
     assert status["state"] == "interrupted" and "not submitted" in status["error"]
 
 
-def test_cancelling_the_first_leg_ends_the_chain_and_the_command_goes_on(cluster, tmp_path):
-    place = slurm_runs.place(tmp_path / "chain")
+def slowly(cluster, place):
+    """A chain whose first job trains: (overrides, the job, the run's folder)."""
+    slurm_runs.place(place)
     precise = (*OPEN, "hardware.precision=fp64", "loss._target_=slow.loss")
     text, _ = submitted(cluster, place, *precise)
     ((job, folder),) = slurm_runs.listed(text)
     slurm_runs.training(cluster, job, place / folder)
+    return precise, job, place / folder
+
+
+def test_cancelling_the_first_leg_ends_the_chain_and_the_command_goes_on(cluster, tmp_path):
+    place = tmp_path / "chain"
+    precise, job, folder = slowly(cluster, place)
     cluster.run("scancel", job)
     cluster.until(lambda: not cluster.run("squeue", "-h").stdout, 90, lambda: cluster.run("squeue").stdout)
-    assert runs.Run(place / folder).state == "preempted"
+    assert runs.Run(folder).state == "preempted"
     (place / "slow").unlink()
     submitted(cluster, place, *precise, "wait=true")
-    assert worlds(place / folder) == [(32, 1), (64, 2), (128, 4)]
-    assert distance(place / folder, alone(tmp_path / "alone", *precise[:-1])) <= 1e-10
+    assert worlds(folder) == [(32, 1), (64, 2), (128, 4)]
+    assert distance(folder, alone(tmp_path / "alone", *precise[:-1])) <= 1e-10
 
 
 def test_a_leg_that_is_told_to_end_comes_back_and_the_later_ones_wait_for_it(cluster, tmp_path):
-    place = slurm_runs.place(tmp_path / "chain")
-    precise = (*OPEN, "hardware.precision=fp64", "loss._target_=slow.loss")
-    text, _ = submitted(cluster, place, *precise)
-    ((job, folder),) = slurm_runs.listed(text)
-    slurm_runs.training(cluster, job, place / folder)
+    precise, job, folder = slowly(cluster, tmp_path / "chain")
     cluster.run("scancel", "--signal=USR2", job)
     cluster.until(lambda: cluster.job(job)["Restarts"] == "1", 60, lambda: cluster.job(job))
-    (place / "slow").unlink()
+    (tmp_path / "chain/slow").unlink()
     cluster.until(lambda: not cluster.run("squeue", "-h").stdout, 200, lambda: cluster.run("squeue").stdout)
-    assert runs.Run(place / folder).state == "finished", slurm_runs.told(place / folder)
-    assert worlds(place / folder) == [(32, 1), (64, 2), (128, 4)]
-    assert distance(place / folder, alone(tmp_path / "alone", *precise[:-1])) <= 1e-10
+    assert runs.Run(folder).state == "finished", slurm_runs.told(folder)
+    assert worlds(folder) == [(32, 1), (64, 2), (128, 4)]
+    assert distance(folder, alone(tmp_path / "alone", *precise[:-1])) <= 1e-10
+
+
+def test_a_profile_says_how_many_processes_a_batch_fills(cluster, tmp_path):
+    """A batch of 64 keeps a process of this profile busy: 32 and 64 get one, 128 two."""
+    place = tmp_path / "chain"
+    place.mkdir()
+    rates = {32: 100.0, 64: 195.0, 128: 200.0}
+    points = [profile_files.point(batch, batch, batch / rate) for batch, rate in rates.items()]
+    of = profiles.configured(support.resolved(*RUN, *OPEN, "hardware=slurm"))
+    profile_files.written(place / "profile.json", profile_files.entry(points, configuration=of))
+    submitted(cluster, place, *OPEN, "hardware.phases=profile.json", "wait=true")
+    assert worlds(only(place)) == [(32, 1), (64, 1), (128, 2)]

@@ -12,9 +12,14 @@ import pytest
 import slurm_runs
 from slurm import ADABATCH
 
-from adabatch import runs
+from adabatch import profiles, runs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+TORCHRUN = (
+    "head=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -1)\n"
+    f"srun {sys.executable} -m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d "
+    "--rdzv-id=1 --rdzv-endpoint=$head:29500"
+)
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +52,22 @@ def test_srun_in_an_allocation_and_a_requeue(cluster, cwd, undisturbed):
     assert slurm_runs.bits(folder) == undisturbed
 
 
+@pytest.mark.parametrize("how", ["srun", "torchrun"])
+def test_a_profile_of_several_nodes(cluster, cwd, how):
+    """adabatch-profile in a job of two processes: one file, with communication in it."""
+    asked = "adabatch.profiling model=convnet dataset=digits hardware.threads=1 --batches 64,128,256 "
+    asked += f"--seconds 0.2 --sustained 1 --out {cwd}/profile.json"
+    start = f"srun {sys.executable}" if how == "srun" else TORCHRUN
+    job = cluster.submit(f"cd {cwd}\n{start} -m {asked}", "--nodes=2", "--ntasks-per-node=1")
+    cluster.wait_for(job, "COMPLETED", seconds=150)
+    (found,) = profiles.read(next(cwd.glob("**/profile.json")))
+    assert found.world == 2 and {64, 128, 256} <= {p.batch_size for p in found.points}
+    assert all(p.communication > 0 for p in found.points)
+
+
 def test_torchrun_on_each_node(cluster, cwd, undisturbed):
     (cwd / "slow").unlink()
-    torchrun = (
-        "head=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -1)\n"
-        f"srun {sys.executable} -m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d "
-        "--rdzv-id=1 --rdzv-endpoint=$head:29500 -m adabatch"
-    )
-    job = cluster.submit(lines(cwd, torchrun), "--nodes=2", "--ntasks-per-node=1")
+    job = cluster.submit(lines(cwd, f"{TORCHRUN} -m adabatch"), "--nodes=2", "--ntasks-per-node=1")
     cluster.wait_for(job, "COMPLETED", seconds=150)
     (folder,) = cwd.glob("outputs/*-????????")
     assert slurm_runs.bits(folder) == undisturbed
