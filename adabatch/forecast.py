@@ -1,9 +1,8 @@
 """The training time of a schedule before it is run: the sum over its exact steps of what each takes
 (`pace.py`). No torch.
 
-The interval is exp(log T +- t sqrt(s_out^2 + s_rep^2 + s_drift^2)), 5 % at least: the error of interpolating
-a size that is left out, the spread of the repeated steps, and that of the point that was timed between all
-others; t is Student's at 95 %, with as many degrees of freedom as sizes could be left out.
+The interval is exp(log T +- `Pace.doubt`), 5 % at least: what a step's time rests on, how far it was
+repeated, and how the machine's speed moved meanwhile.
 """
 
 import math
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from adabatch import profiles
 from adabatch.errors import UserError
-from adabatch.pace import Pace
+from adabatch.pace import TRIFLE, Pace
 
 LEAST = 0.05  # no interval is narrower, to either side
 DRAWS = 2000
@@ -139,7 +138,9 @@ def speed_up(slow: tuple, fast: tuple) -> tuple[float, float | None, float | Non
     ratio = forecast(*slow).seconds / forecast(*fast).seconds
     weights = {m: pace.curve.weights(m) for m in {*a[0], *b[0]}}
     unknown = sorted(m for m in weights if m not in pace.curve.sizes)
-    known, whole = (pace.half_width(share, drift=False) for share in (0.0, 1.0 if unknown else 0.0))
+    between = sum(passes[m] for passes in (a[0], b[0]) for m in unknown if m in passes)
+    trifle = between < TRIFLE * (sum(a[0].values()) + sum(b[0].values()))
+    known, whole = (pace.half_width(share, drift=False) for share in (0.0, 0.0 if trifle else 1.0))
     if known is None or whole is None:
         return ratio, None, None
     # Of normal errors that are as wide: of a measured size, and of what lies between two of them.

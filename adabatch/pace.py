@@ -22,6 +22,8 @@ from adabatch.profiles import Profile
 from adabatch.student import quantile
 
 LEVEL = 0.975  # of a two-sided interval of 95 %
+TRIFLE = 0.01  # of the time: less between measured sizes needs no interpolation to be known
+MOST = 1000  # degrees of freedom: more change nothing, and a stranger's file may claim any number
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,13 @@ class Pace:
         self._steps: dict[int, Step] = {}
         self.measured = sorted({p.batch_size for p in profile.points})
         passes = [(point, self.cut(point.batch_size, point.micro_batch)) for point in profile.points]
-        usable = [(point, cut) for point, cut in passes if len(set(cut)) == 1] or passes
-        equal = [(round(sum(cut) / len(cut)), len(cut), point.seconds) for point, cut in usable]
+        self._usable = [(point, cut) for point, cut in passes if len(set(cut)) == 1] or passes
+        equal = [(round(sum(cut) / len(cut)), len(cut), point.seconds) for point, cut in self._usable]
         self.fixed = fixed_part(equal)
         self.identified = any(p > 1 for _, p, _ in equal)
         self.curve = Curve(self._knots(equal))
         # What the first step of a size takes longer; one that compiles is no training time.
-        first = [] if self._compiles else usable
+        first = [] if self._compiles else self._usable
         self.first = {cut[0]: max(0.0, point.first_step_seconds - point.seconds) for point, cut in first}
 
     def _knots(self, points) -> list[tuple[int, float]]:
@@ -219,25 +221,44 @@ class Pace:
         logs = [math.log(s) for s in self.profile.reference]
         return (statistics.variance(logs), len(logs) - 1) if len(logs) > 1 else (0.0, 0)
 
+    @cached_property
+    def _fit(self) -> tuple[float, int]:
+        """(mean square of log(measured / T = p t(m) + c) over the points, degrees of freedom)."""
+        errors = [
+            math.log(point.seconds / (sum(map(self.curve, cut)) + self.fixed)) for point, cut in self._usable
+        ]
+        freedom = len(errors) - len(self.curve.knots) - 1
+        return (sum(e * e for e in errors) / freedom, freedom) if freedom > 0 else (0.0, 0)
+
     def doubt(self, counted: list[tuple[int, int]]) -> float | None:
         """`half_width` of the time of [(batch size, steps), ...]."""
-        passes, _ = self.parts(counted)
-        unknown = sum(seconds for m, seconds in passes.items() if m not in self.curve.sizes)
-        return self.half_width(unknown / total if (total := sum(passes.values())) else 0.0)
+        timed, total, joined, made = {cut for _, cut in self._usable}, 0.0, 0.0, 0.0
+        for batch, steps in counted:
+            cut = self.cut(batch)
+            total += (seconds := steps * self.step(batch).seconds)
+            if any(m not in self.curve.sizes for m in cut):
+                joined += seconds
+            elif cut not in timed:
+                made += seconds
+        return self.half_width(*((joined / total, made / total) if total else (0.0, 0.0)))
 
-    def half_width(self, share: float = 1.0, drift: bool = True) -> float | None:
-        """Of the interval, on the log scale; None where the profile cannot tell. share: of the time, which
-        lies between measured sizes; only there it matters how well they are joined.
+    def half_width(self, joined: float = 1.0, made: float = 0.0, drift: bool = True) -> float | None:
+        """Of the interval, on the log scale; None where the profile cannot tell.
 
-        t sqrt(V), V the sum of three variances, each known with degrees of freedom of its own: t has those of
-        the sum (Satterthwaite 1946).
+        t sqrt(V), V the sum of variances: of a point between its visits; of the machine's speed meanwhile; of
+        interpolation, in the share `joined` of the time that goes into passes between measured sizes; and of
+        T = p t(m) + c itself, in the share `made` that goes into numbers of passes that were not timed. Each
+        is known with degrees of freedom of its own: t has those of the sum (Satterthwaite 1946).
         """
         out = self.curve.left_out()
-        if share > 0 and not out:
+        if joined < TRIFLE:  # a cut last batch
+            joined = 0.0
+        elif not out:
             return None
-        found = [self._rep, *([self._drift] if drift else [])]
-        found += [(share**2 * statistics.fmean(e * e for e in out), len(out))] if share > 0 else []
-        found = [(variance, freedom) for variance, freedom in found if freedom]
+        found = [self._rep, (self._fit[0] * made**2, self._fit[1]), *([self._drift] if drift else [])]
+        if joined:
+            found.append((joined**2 * statistics.fmean(e * e for e in out), len(out)))
+        found = [(variance, min(freedom, MOST)) for variance, freedom in found if freedom]
         if not found:
             return None
         if not (total := sum(variance for variance, _ in found)):

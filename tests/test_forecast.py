@@ -247,7 +247,58 @@ def test_the_interval_of_measured_sizes_covers(rep, drift):
         pace = Pace(profile(entry(rows, reference=[*map(float, reference)])))
         found = forecast(pace, [Stretch(0, 64, 1000)])
         inside += found.low <= 1000 * straight(64) * math.exp(rng.normal(0, drift)) <= found.high
+    assert 0.95 - 3 * math.sqrt(0.95 * 0.05 / count) <= inside / count < 0.995, (
+        "neither too narrow nor too wide"
+    )
+
+
+def test_the_interval_between_measured_sizes_covers():
+    """A throughput that rises, bends and falls again; half-way between two sizes."""
+    rng, inside, count = np.random.default_rng(1), 0, 400
+    sizes = (32, 64, 128, 256, 512)
+
+    def truth(m):
+        return 1e-3 + 1e-5 * m * (1 + 0.15 * math.log2(m / 128) ** 2)
+
+    for _ in range(count):
+        visits = [[truth(m) * math.exp(rng.normal(0, 0.02)) for _ in range(2)] for m in sizes]
+        rows = [point(m, m, sum(v) / 2, rounds=v) for m, v in zip(sizes, visits)]
+        found = forecast(
+            Pace(profile(entry(rows))), [Stretch(0, m := int(rng.choice([45, 90, 181, 362])), 100)]
+        )
+        inside += found.low <= 100 * truth(m) <= found.high
     assert inside / count >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / count)
+
+
+def test_numbers_of_passes_that_were_not_timed_are_as_doubtful_as_the_line_through_the_others():
+    """16 passes of 256 by points with 1, 2 and 4 passes that lie 10 % off T = p t + c."""
+    off = iter([0.1, -0.1, 0.1, -0.1, 0.1, -0.1, 0.1, -0.1, 0.1])
+    rows = [
+        point(m * p, m, s, p, rounds=[s, s])
+        for m in (64, 128, 256) for p in (1, 2, 4)
+        for s in [(p * straight(m) + C) * math.exp(next(off))]
+    ]  # fmt: skip
+    pace = Pace(profile(entry(rows)), micro_batch=256)
+    residuals = [
+        math.log(r["seconds"] / (r["accumulation"] * pace.curve(r["micro_batch"]) + pace.fixed)) for r in rows
+    ]
+    spread = math.sqrt(sum(e * e for e in residuals) / (9 - 3 - 1))  # three t(m) and one c
+    assert spread > 0.08
+    assert pace.doubt([(4096, 10)]) == pytest.approx(stats.t.ppf(0.975, 5) * spread, rel=1e-6)
+    assert pace.doubt([(1024, 10)]) == 0.0, "four passes of 256 were timed"
+    half = [(1024, 160 * pace.step(4096).seconds / pace.step(1024).seconds), (4096, 160)]
+    assert pace.doubt(half) == pytest.approx(stats.t.ppf(0.975, 5) * spread / 2, rel=1e-6)
+
+
+@pytest.mark.timeout(60)
+def test_a_file_that_claims_any_number_of_steps_takes_no_longer():
+    rows = [point(m, m, 1e-3 * m, low=9e-4 * m, high=1.1e-3 * m, steps=10**8) for m in range(1, 400)]
+    assert Pace(profile(entry(rows))).doubt([(64, 10)]) > 0
+
+
+def test_a_cut_last_batch_needs_no_third_size():
+    rows = [point(m, m, 1e-3 * m, rounds=[1e-3 * m] * 2) for m in (32, 64)]
+    assert forecast(Pace(profile(entry(rows))), fixed_arm(32, 32 * 200 + 7)).low is not None
 
 
 def test_the_interval_is_never_narrower_than_five_percent():
