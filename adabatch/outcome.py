@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+from adabatch import runs, suggestions
 from adabatch.errors import (
     Diverged,
     HandOver,
@@ -20,8 +21,6 @@ from adabatch.errors import (
 from adabatch.owner import FULL
 from adabatch.places import manager
 from adabatch.signals import AGAIN, END
-
-COMMON = tuple(f"schedule.{key}=" for key in ("base_batch", "base_lr", "lr_batch", "max_batch", "multiple"))
 
 
 def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int, str]:
@@ -143,13 +142,7 @@ def figures(summary: dict) -> str:
 def next_steps(folder: Path, overrides) -> str:
     """Where the report lies, and the command that compares this run's schedule with fixed batches."""
     lines = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
-    if any(o.startswith(("compare.arm=", "experiment=")) for o in overrides):
-        return "\n".join(lines)  # it is compared already, or is something else than its schedule
-    option = next((o.partition("=")[2] for o in overrides if o.startswith("schedule=")), "fixed")
-    others = ("seed=", "shadow", "restart", "wait=")
-    # Keys of one schedule are not another's: where AdaBatch stands in, only what every one has is kept.
-    if option in ("fixed", "replay"):
-        others += ("schedule",)
-    kept = [o for o in overrides if not o.lstrip("+").startswith(others) or o.startswith(COMMON)]
-    lines.append("compare: " + shlex.join(["adabatch", "-m", "experiment=compare", *kept]))
+    run = runs.Run(folder)
+    if words := suggestions.comparison(list(overrides), run.config or {}, run.summary or {}):
+        lines.append(f"compare: {shlex.join(words)}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
     "cutting places losses student",
-    "noise files environment arguments labels",
+    "noise files environment arguments labels suggestions",
     "console ledger layers convolution data checkpoint trackers ema optim targets profiles",
     "throughput persample machine logs watch pace",
     "runs models statistics flat measure meeting forecast",
@@ -69,6 +69,7 @@ LIGHT += [
     "worlds",
     "alike",
     "labels",
+    "suggestions",
     "arguments",
     "combinations",
     "commandline",

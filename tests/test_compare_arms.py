@@ -1,17 +1,15 @@
 """The arms of a comparison: batches, learning rates and updates worked out by hand."""
 
 import math
-import shlex
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from adabatch import UserError, config
+from adabatch import UserError, config, suggestions
 from adabatch.combinations import combinations
 from adabatch.compare import declare, matching
 from adabatch.compare.arms import updates
 from adabatch.composed import Composed
-from adabatch.outcome import next_steps
 
 MNIST5K = ("dataset=mnist5k", "epochs=10")  # 4,000 samples: P = 40,000, a fifth of the run = 8,000
 
@@ -207,24 +205,38 @@ def test_trajectories_are_compared_at_every_update():
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    "line, sizes, said",
     [
-        ("dataset=mnist5k seed=3", "dataset=mnist5k"),
-        ("schedule.base_batch=64 schedule.warmup_epochs=1 epochs=2", "schedule.base_batch=64 epochs=2"),
-        ("schedule=adabatch schedule.growth.factor=4 seed=1", "schedule=adabatch schedule.growth.factor=4"),
-        ("schedule=noise_scale schedule.max_batch=256", "schedule=noise_scale schedule.max_batch=256"),
+        ("dataset=mnist5k seed=3", (32,), "dataset=mnist5k epochs=20"),
+        ("schedule.base_batch=64 schedule.warmup_epochs=1 epochs=2", (64,),
+         "schedule.base_batch=64 epochs=2"),
+        ("schedule=adabatch schedule.growth.factor=4", (32, 128),
+         "schedule=adabatch schedule.growth.factor=4 epochs=20"),
+        ("schedule=noise_scale schedule.max_batch=256", (32, 64),
+         "schedule=noise_scale schedule.max_batch=256 epochs=20"),
+        ("schedule=large_batch schedule.base_lr=0.2", (256,), "schedule.base_lr=0.2 epochs=20"),
+        ("schedule=adabatch schedule.twin=lr", (32,), "epochs=20"),
+        ("schedule=adabatch schedule.compat=nvlabs", (32, 64), "schedule=adabatch epochs=20"),
     ],
-)
-def test_what_a_finished_run_suggests_is_a_comparison_with_its_schedule(tmp_path, line, said):
-    *_, last = next_steps(tmp_path, line.split()).splitlines()
-    assert last == f"compare: adabatch -m experiment=compare {said}"
-    arms, _ = expanded(*shlex.split(last)[4:])
+)  # fmt: skip
+def test_what_a_finished_run_suggests_is_a_comparison_with_its_schedule(line, sizes, said):
+    """And with as many epochs; where its batch did not change, with AdaBatch."""
+    summary = {"phases": [{"batch_size": size} for size in sizes]}
+    words = suggestions.comparison(line.split(), {"epochs": 20.0}, summary)
+    assert words == ["adabatch", "-m", "experiment=compare", *said.split()]
+    arms, _ = expanded(*words[3:])
     adaptive = "noise_scale" if "noise_scale" in line else "adabatch"
     assert {"fixed", adaptive} <= {name.split()[0] for name in arms}
+
+
+def test_every_fixed_schedule_gives_its_place_to_adabatch():
+    for option in ("cosine", "one_cycle", "linear_scaling", "legw", "piecewise"):
+        words = suggestions.comparison([f"schedule={option}"], {}, {"phases": [{"batch_size": 32}]})
+        assert "adabatch" in expanded(*words[3:])[0]
 
 
 @pytest.mark.parametrize(
     "line", ["compare.arm=fixed seed=1", "experiment=another", "schedule=replay compare.arm=x"]
 )
-def test_a_run_of_a_comparison_or_of_an_experiment_suggests_none(tmp_path, line):
-    assert next_steps(tmp_path, line.split()) == ""
+def test_a_run_of_a_comparison_or_of_an_experiment_suggests_none(line):
+    assert suggestions.comparison(line.split(), {}, {}) is None

@@ -25,7 +25,7 @@ def test_finished_run(tmp_path):
         "9,330",
         "adabatch schedule=adabatch epochs=20",
         "adabatch-evaluate",
-        "adabatch epochs=20 schedule=fixed",
+        "adabatch -m experiment=compare schedule=adabatch epochs=20",
     ):
         assert said in page.text, said
     assert len(page.of("figure")) == 4 and "base_lr: 0.05" in page.text

@@ -102,10 +102,9 @@ class Facts:
         near = folder.relative_to(here) if folder.is_relative_to(here) else folder
         return shlex.quote(str(near))
 
-    def command(self, leave_out: tuple = (), add: tuple = ()) -> str:
-        """What the user typed, quoted for a shell; leave_out: beginnings of overrides that are dropped."""
-        kept = [o for o in self.overrides if not o.startswith(leave_out)]
-        return " ".join(["adabatch", *(shlex.quote(text(o, 300)) for o in [*kept[:60], *add])])
+    def command(self) -> str:
+        """What the user typed, quoted for a shell."""
+        return " ".join(["adabatch", *(shlex.quote(text(o, 300)) for o in self.overrides[:60])])
 
     def evaluations(self, split: str, weights: str | None = None) -> list[dict]:
         """The evaluation rows of a split, in order of position."""

@@ -1,7 +1,9 @@
 """The sections of the page: each takes a run's facts and gives markup, or None with nothing to say."""
 
 import math
+import shlex
 
+from adabatch import suggestions
 from adabatch.files import number
 from adabatch.report import facts, svg
 from adabatch.report.facts import Facts, text
@@ -243,15 +245,18 @@ OTHERWISE = "To resume, give the same command again: it goes on from the last ch
 
 def commands(run: Facts) -> Markup:
     """How to go on with the run, evaluate it and set another beside it."""
-    other = "fixed" if "schedule=adabatch" in run.overrides else "adabatch"
+    words = suggestions.comparison(run.overrides, run.config, run.summary)
+    shown = words and " ".join(shlex.quote(text(word, 300)) for word in words[:60])
     return el(
         "div",
         el("p", NEXT.get(run.state, OTHERWISE)),
         el("pre", run.command()),
         el("p", "Evaluate its weights again:") if run.train else None,
         el("pre", f"adabatch-evaluate {run.path}") if run.train else None,
-        el("p", "Compare with another schedule; all else, the order of the data included, stays equal:"),
-        el("pre", run.command(leave_out=("schedule=", "schedule.growth"), add=(f"schedule={other}",))),
+        el("p", "Compare with fixed batches; all else, the order of the data included, stays equal:")
+        if shown
+        else None,
+        el("pre", shown) if shown else None,
     )
 
 

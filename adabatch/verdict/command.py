@@ -28,8 +28,9 @@ WIDTH = 140  # columns at the most, and where there is no terminal
 ARMS = 200  # of one comparison, in which every arm meets every arm of the other class
 HELP = """The first line is the verdict: "adaptive: ...", the name of a fixed arm, "undecided: ...", "not
 resolvable ...", or "interim, no verdict: ..." as long as runs are missing. An arm is a schedule; one whose
-batch changes is adaptive. Runs of a comparison are equal in everything but schedule, seed and hardware, and
-their times are compared where device, precision, threads, processes and versions are equal.
+batch changes is adaptive, unless compare.yaml says otherwise. Runs of a comparison are equal in everything
+but schedule, seed and hardware, and their times are compared where device, precision, threads, processes and
+versions are equal.
 
 Margins and looks come from compare.yaml in the common folder, where there is one; what the command says
 instead is remarked on. "shows" says whether a candidate beats a rival, else which clauses hold, each at the
@@ -236,11 +237,9 @@ def verdict_of(found: Found) -> Verdict:
     if found.runs > 1 or not found.arms:
         other = validated(found)
         return verdict if other is None else replace(verdict, notes=(*verdict.notes, other))
-    n = found.plan.looks[0]
-    seeds = ",".join(map(str, range(min(n, 5)))) + (",..." if n > 5 else "")
     sentence = (
-        f"interim, no verdict: this is one run. A verdict takes an adaptive and a fixed arm at least, {n} "
-        f"seeds of each, e.g. adabatch -m schedule=fixed,adabatch seed={seeds} and this run's other overrides"
+        "interim, no verdict: this is one run. A verdict takes an adaptive and a fixed arm at least, "
+        f"{found.plan.looks[0]} seeds of each: adabatch -m experiment=compare and this run's other overrides"
     )
     return replace(verdict, sentence=sentence)
 
