@@ -116,6 +116,8 @@ def show(plans: list[Plan], multirun: bool, as_json: bool, compared: Compared | 
     width = min(table.WIDTH, shutil.get_terminal_size((table.WIDTH, 24)).columns)
     unicode = _writes("▁→")
     text = table.comparison(plans, width) if multirun else table.text(plans[0], unicode, width)
+    if compared and not plans[0].forecast:
+        text = "\n".join([text, "", *times.resolution(plans, compared)])
     if plans[0].forecast:
         more = spending.comparison(plans, width, compared) if multirun else spending.text(plans[0], width)
         text = f"{text}\n\n{more}"

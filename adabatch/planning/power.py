@@ -38,21 +38,18 @@ def seeds_needed(sd: float, margin: float = MARGIN, alpha: float = ALPHA) -> int
     return next(enough, None)
 
 
-def largest_spread(seeds: int, margin: float) -> float:
+def largest_spread(seeds: int = SEEDS, margin: float = MARGIN) -> float:
     """The standard deviation at which the power is just POWER."""
     needed = quantile(1 - ALPHA, 2 * seeds - 2) + NormalDist().inv_cdf(POWER)
     return margin / (needed * math.sqrt(2 / seeds))
-
-
-def _points(margin: float) -> str:
-    return f"{100 * margin:g} percentage point{'' if margin == MARGIN else 's'}"
 
 
 def resolved(samples: int, seeds: int, margin: float = MARGIN, alpha: float = ALPHA) -> str:
     """Whether `seeds` runs of each arm and this evaluation set can show that an arm is not worse."""
     sd, enough = spread(ASSUMED_ERROR, samples), f"more than {MOST_SEEDS}"
     enough = seeds_needed(sd, margin, alpha) or enough
-    told = f"{_points(margin)} at an error of {100 * ASSUMED_ERROR:g} % on {samples:,} samples"
+    points = f"{100 * margin:g} percentage point{'' if margin == MARGIN else 's'}"
+    told = f"{points} at an error of {100 * ASSUMED_ERROR:g} % on {samples:,} samples"
     if seeds < 2:
         return f"seeds      one run of each arm resolves nothing; {enough} resolve {told}"
     chance = power(sd, seeds, margin, alpha)
@@ -61,18 +58,17 @@ def resolved(samples: int, seeds: int, margin: float = MARGIN, alpha: float = AL
     return f"seeds      {seeds} of each arm do not resolve {told}: power {chance:.0%}; {enough} would"
 
 
-def too_small(samples: int, split: str, seeds: int = SEEDS, margin: float = MARGIN) -> str | None:
-    """A sentence about an evaluation set that cannot resolve the margin with so many runs of each arm; None
-    where it can."""
-    seeds, sd = max(seeds, 2), spread(ASSUMED_ERROR, samples)
-    if power(sd, seeds, margin) >= POWER:
+def too_small(samples: int, split: str) -> str | None:
+    """A sentence about an evaluation set that cannot resolve the margin; None where it can."""
+    sd = spread(ASSUMED_ERROR, samples)
+    if power(sd, SEEDS) >= POWER:
         return None
-    top = largest_spread(seeds, margin)
-    enough, needed = math.ceil(ASSUMED_ERROR / (2 * top**2)), seeds_needed(sd, margin)
-    remedy = f"{needed} seeds would do, or" if needed else f"more than {MOST_SEEDS} seeds would be needed:"
+    top = largest_spread()
+    enough, seeds = math.ceil(ASSUMED_ERROR / (2 * top**2)), seeds_needed(sd)
+    remedy = f"{seeds} seeds would do, or" if seeds else f"more than {MOST_SEEDS} seeds would be needed:"
     return (
-        f"{samples:,} {split} samples are too few to tell arms {_points(margin)} apart with "
-        f"{seeds} seeds each: at an assumed error of {100 * ASSUMED_ERROR:g} % seeds differ by about "
-        f"{100 * sd:.2g} points (sd), a power of {power(sd, seeds, margin):.0%}; {remedy} an evaluation set "
-        f"of {enough:,}, or an error below {200 * samples * top**2:.2g} %"
+        f"{samples:,} {split} samples are too few to tell arms {100 * MARGIN:g} percentage point apart with "
+        f"{SEEDS} seeds each: at an assumed error of {100 * ASSUMED_ERROR:g} % seeds differ by about "
+        f"{100 * sd:.2g} points (sd), a power of {power(sd, SEEDS):.0%}; {remedy} an evaluation set of "
+        f"{enough:,}, or an error below {200 * samples * top**2:.2g} %"
     )
