@@ -157,16 +157,19 @@ def _fresh(config, folder, overrides, notes, named, _forward):
 def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bool) -> dict:
     """What became of a job, from its exit code and its folder; a death without a word is written into
     status.json."""
-    summary, error, state = None, None, None
+    summary, error, state, held = None, None, None, None
     with contextlib.suppress(Exception):
         run = runs.Run(folder)
         status = run.status or {}
         state, error = status.get("state"), status.get("error")
         summary = run.summary
+        held = owner.in_use(folder)
     if code == 0 and summary is not None:
         state, error = "finished", None  # another process may have claimed it since, only to find that
-    elif code == 2 and state == "running":
+    elif code == 2 and held:
         state, error = "in use", "another process has its folder, see above"
+    elif code == 2 and state != "failed":
+        state, error = "refused", "see above"
     elif code < 0 or state == "running" or (state in (None, "finished") and code not in (0, 2)):
         why = spawn.death(code)
         ours = "interrupted" if told_to_stop else "failed"
@@ -177,8 +180,6 @@ def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bo
             state, error = ours, why
         log.error(f"{label(overrides) or 'defaults'}: {why}" + ("" if told_to_stop else "; the others go on"))
         code = 130 if told_to_stop else (code or 1)
-    elif code == 2 and state != "failed":
-        state, error = "refused", "see above"
     summary = summary if state == "finished" else None
     return {"overrides": overrides, "folder": str(folder), "state": state, "error": error,
             "exit_code": code, "summary": summary}  # fmt: skip
@@ -232,12 +233,12 @@ def score(record: dict) -> float | None:
 
 
 def show() -> int:
-    """Prints the table of this process's multirun and returns the exit code: 1 if any job failed."""
+    """Prints the table of this process's multirun and returns the exit code: 1 if any job failed, or what
+    came after the table failed with."""
     if records:
         _show()
-    for more in epilogue:
-        more()
-    return int(any(record["state"] not in accepted for record in records))
+    failed = int(any(record["state"] not in accepted for record in records))
+    return max([failed, *(more() or 0 for more in epilogue)])
 
 
 def _show() -> None:

@@ -118,6 +118,30 @@ def test_a_finished_job_whose_folder_another_sweeper_claims_at_once_has_not_died
     assert record["summary"]["final_test_error"] == 0.0125
 
 
+@pytest.mark.parametrize("alive, state", [(True, "in use"), (False, "refused")])
+def test_a_job_that_is_refused_is_in_use_only_while_its_owner_lives(tmp_path, stand_ins, alive, state):
+    """Another process was killed in this folder, and the job cannot start for a reason of its own."""
+    stand_ins.behaviour = _by_seed
+    folder = prepared(tmp_path / "r", "kill")
+    isolated(folder)
+    other = owner.Owner.claim(folder) if alive else None
+    if not alive:
+        gone = status(folder) | {"state": "running"}
+        gone["owner"] |= {"pid": 2**22 + 1, "heartbeat": 0.0}
+        owner.write_status(folder / "status.json", gone)
+    assert sweep._record(folder, ["seed=0"], 2, 1, False)["state"] == state
+    if alive:
+        other.finish("interrupted")
+
+
+def test_what_comes_after_the_table_may_fail(tmp_path, stand_ins, monkeypatch):
+    stand_ins.behaviour = _by_seed
+    isolated(prepared(tmp_path / "a", None))
+    for codes, code in (([lambda: None], 0), ([lambda: 0, lambda: 2], 2)):
+        monkeypatch.setattr(sweep, "epilogue", codes)
+        assert sweep.show() == code
+
+
 def test_the_table_tells_all_jobs_and_the_code_is_one_if_any_failed(tmp_path, stand_ins, capsys):
     stand_ins.behaviour = _by_seed
     isolated(prepared(tmp_path / "a", None), ["epochs=1", "seed=0"])
