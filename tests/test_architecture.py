@@ -48,7 +48,7 @@ ONLY = {
     "schedules": {"errors", "draws", "noise", "cutting"},  # a schedule never sees model, optimizer or data
     "models": {"errors", "draws", "layers"},
     "step": {"errors", "layers", "losses", "noise", "flat", "measure", "memory", "summing"},
-    "report": {"errors", "runs", "files", "statistics"},
+    "report": {"errors", "runs", "files", "statistics", "suggestions"},
     "status": {"errors", "runs", "files", "owner", "places", "console", "submission", "slurm", "arguments"},
     "statistics": set(),
     "verdict": set("errors runs files statistics report status arguments console labels".split()),
