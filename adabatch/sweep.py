@@ -118,7 +118,11 @@ def _fork(config, folder, overrides, notes, named, forward):
     sys.stderr.flush()
     # Held back until the child has its own handlers: a signal in between would reach the parent's copies.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
     if pid == 0:
         code = 1
         try:

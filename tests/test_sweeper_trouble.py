@@ -48,6 +48,7 @@ def test_what_keeps_a_run_from_starting_ends_the_sweep(place, monkeypatch, capfd
     assert len(began()) == 1 and "No space left on device" in capfd.readouterr().err
     assert [r["state"] for r in sweep.records] == ["finished"], "what never began is not running"
     assert signal.getsignal(signal.SIGINT) is before, "Ctrl-C reaches this process again"
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with monkeypatch.context() as patch:  # before there is anything of the run
         patch.setattr(
             sweep, "import_torch", at_the_second_call(sweep.import_torch, RuntimeError("a library"))
