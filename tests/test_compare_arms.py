@@ -7,9 +7,11 @@ from hydra.core.global_hydra import GlobalHydra
 
 from adabatch import UserError, config, suggestions
 from adabatch.combinations import combinations
-from adabatch.compare import declare, matching
-from adabatch.compare.arms import updates
+from adabatch.compare import asked, declare, matching
+from adabatch.compare.arms import Arm, updates
+from adabatch.compare.making import Maker
 from adabatch.composed import Composed
+from adabatch.verdict import plan
 
 MNIST5K = ("dataset=mnist5k", "epochs=10")  # 4,000 samples: P = 40,000, a fifth of the run = 8,000
 
@@ -157,6 +159,45 @@ def test_a_control_is_declared_as_one_also_where_it_has_runs_of_its_own():
     assert said["mean-matched 82"] == ("mean_matched", "adabatch", True)
     assert said["mean-matched to noise_scale"] == ("mean_matched", "noise_scale", False)
     assert {said[name] for name in ("fixed 32", "fixed 512", "adabatch")} == {(None, None, True)}
+
+
+@pytest.mark.parametrize(
+    "overrides, control",
+    [
+        ("'schedule=adabatch', 'schedule.twin=batch'", "batch_twin"),
+        ("'schedule=adabatch', 'schedule.scaling=none', 'schedule.twin=lr'", "lr_twin"),
+    ],
+)
+def test_a_control_of_the_users_own_is_declared_as_one(tmp_path, overrides, control):
+    """Of no arm: so the report knows whether it is fixed or in neither class."""
+    arms, _ = expanded(*MNIST5K, f"compare.arms=[fixed,adaptive,{{name: mine, overrides: [{overrides}]}}]")
+    entry = declare.entry(arms["mine"])
+    assert (entry["adaptive"], entry["control"], entry["of"]) == (False, control, None)
+    declare.settle(tmp_path, declare.content(compared_as(), list(arms.values()), 40_000))
+    said = plan.declared(tmp_path).named["mine"]
+    assert (said.adaptive, said.beside, said.replayed) == (False, control == "batch_twin", False)
+
+
+def compared_as():
+    node = {"adaptive": None, "arms": ["fixed", "adaptive"], "ladder": 4, "looks": [5], "seeds": None,
+            "delta": 1.0, "target": None, "tune_lr": False, "tuning_seed": 1000, "order": 0, "retry": [],
+            "arm": None, "stage": None}  # fmt: skip
+    return asked.asked(node, "adabatch")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_arms_that_do_the_same_the_one_of_a_class_stays(first):
+    """A batch twin is in neither class, so the fixed arm that it equals must not go for it."""
+    path = [(0, 32, 0.1), (32, 32, 0.1)]
+    fixed, twin = Arm("fixed 32", path=path), Arm("batch twin of x", path=path, control="batch_twin", of="x")
+    candidate = Arm("x", path=path, adaptive=True)
+    for other, kept in ((fixed, "fixed 32"), (candidate, "x")):
+        maker = Maker.__new__(Maker)
+        maker.arms, maker.notes = [], []
+        for arm in ([other, twin], [twin, other])[first]:
+            maker.add(arm)
+        assert [arm.name for arm in maker.arms] == [kept]
+        assert maker.notes == [f"batch twin of x does what {kept} does: left out"]
 
 
 def test_a_plan_has_a_line_for_every_arm_that_replays_nothing():

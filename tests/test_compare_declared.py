@@ -71,6 +71,25 @@ def test_a_changed_declaration_is_refused_with_a_remedy(tmp_path, changed, said)
         declare.settle(tmp_path, changed)
 
 
+@pytest.mark.parametrize(
+    "lacking, said",
+    [
+        (("control", "of"), r"mm 82 with control: None, of: None, and this command asks for "
+                            r"control: mean_matched, of: adabatch\."),
+        (("adaptive",), r"mm 82 with adaptive: None, and this command asks for adaptive: False\."),
+        (("identity",), r"mm 82 under another configuration \(identity None\), not this command's"),
+    ],
+)  # fmt: skip
+def test_the_key_of_an_arm_that_differs_is_named(tmp_path, lacking, said):
+    """A version that declared less of an arm: the same overrides and the same identity."""
+    computed = arm("mm 82", 82, control="mean_matched", of="adabatch")
+    wanted = declared([arm("fixed 32"), arm("adabatch"), computed])
+    older = [{k: v for k, v in e.items() if e["name"] != "mm 82" or k not in lacking} for e in wanted["arms"]]
+    declare.settle(tmp_path, wanted | {"arms": older})
+    with pytest.raises(UserError, match=said):
+        declare.settle(tmp_path, wanted)
+
+
 def test_an_edited_declaration_is_refused(tmp_path):
     declare.settle(tmp_path, declared())
     path = tmp_path / "compare.yaml"
@@ -124,6 +143,32 @@ def test_what_is_to_be_done_with_a_run(tmp_path):
     assert jobs.due(left("submitted", record={"state": "running"})) == jobs.BUSY
     assert jobs.due(left("interrupted", record={"state": "in use"})) == jobs.TODO
     assert jobs.due(jobs.Job(arm("a"), 0)) == jobs.LATER
+
+
+def test_an_arm_that_ran_out_of_memory_starts_no_other_seed(tmp_path):
+    large, small = arm("large"), arm("small")
+    control = Arm("control", control="mean_matched", of="large")
+
+    def made(which, seed, state=None, **given):
+        folder = tmp_path / f"{which.name} {seed} {given.get('stage', '')}"
+        if state:
+            folder.mkdir()
+            files.write_json(folder / "status.json", {"format": 1, "state": state, "error": None})
+        return jobs.Job(which, seed, folder=folder, **given)
+
+    gone, later = made(large, 0, "out_of_memory"), made(large, 1)
+    stopped, other = made(large, 2, "interrupted"), made(small, 1)
+    replay = jobs.Job(control, 1, needs=later)
+    every = [gone, later, stopped, other, replay]
+    lost = jobs.infeasible(every)
+    assert lost == {"large"}
+    found = [jobs.due(job, lost=lost) for job in every]
+    assert found == [jobs.DONE, jobs.DONE, jobs.DONE, jobs.TODO, jobs.DONE]
+    assert jobs.infeasible(every, ["failed"]) == {"large"}
+    assert jobs.infeasible(every, ["out_of_memory"]) == frozenset()
+    assert jobs.due(later, ["out_of_memory"]) == jobs.TODO and jobs.due(replay) == jobs.LATER
+    search = [made(small, 1000, "out_of_memory", stage="tuning", multiplier=2.0)]
+    assert not jobs.infeasible(search), "the search has a score of every learning rate"
 
 
 # -- tuning -----------------------------------------------------------------------------------------

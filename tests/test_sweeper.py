@@ -132,13 +132,60 @@ def test_outcomes_are_recorded_and_the_sweep_goes_on(place, capfd):
     states = {key: runs.Run(folder).state for key, folder in folders().items()}
     assert states.pop(("fixed 256", 0)) == "diverged" and states.pop(("fixed 32", 0)) == "out_of_memory"
     assert (
-        states.pop(("adabatch", 1)) == "failed" and set(states.values()) == {"finished"} and len(states) == 3
+        states.pop(("adabatch", 1)) == "failed" and set(states.values()) == {"finished"} and len(states) == 2
     )
     assert "compare.retry=[failed]" in capfd.readouterr().out
     Path("mended").touch()
-    assert compared(place) == 0 and len(began()) == 3, "no outcome is tried again without a word"
+    assert compared(place) == 0 and len(began()) == 2, "no outcome is tried again without a word"
     assert compared(place, "compare.retry=[failed]") == 0
-    assert began()[3:] == [("adabatch", 1)]
+    assert began()[2:] == [("adabatch", 1)]
+
+
+@pytest.mark.parametrize("arm", ["fixed 256", "adabatch"])
+def test_an_arm_that_ran_out_of_memory_starts_no_further_seeds(place, capfd, arm):
+    def fits(config, folder, stop):
+        if config["compare"]["arm"] == arm and not Path("larger").exists():
+            raise MemoryError("out of memory")
+        return trained(config, folder, stop)
+
+    place.train = fits
+    assert compared(place) == 0
+    assert (arm, 0) in folders() and (arm, 1) not in folders() and len(began()) == 4
+    said = capfd.readouterr()
+    told = f"{arm} ran out of memory, so it takes no part: no other seed of it is begun"
+    assert (said.out + said.err).replace("\n", " ").count(told) == 1
+    decision = json.loads(Path("sweep/report.json").read_text())["decision"]
+    assert decision == "undecided" if arm == "adabatch" else decision not in ("interim", None)
+    Path("larger").touch()
+    assert compared(place, "compare.seeds=3") == 0 and len(began()) == 6, "nor at the next look"
+    assert compared(place, "compare.seeds=3", "compare.retry=[out_of_memory]") == 0
+    assert sorted(began()[6:]) == [(arm, 0), (arm, 1), (arm, 2)]
+
+
+def test_a_source_that_cannot_be_replayed_refuses_its_control_alone(place, capfd):
+    """A row of its metrics is lost: that control is told once in a command, and everything else is made."""
+
+    def loses(config, folder, stop):
+        found = trained(config, folder, stop)
+        if (config["compare"]["arm"], config["seed"]) == ("noise_scale", 0) and not Path("whole").exists():
+            rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+            (folder / "metrics.jsonl").write_text("".join(rows[:2] + rows[3:]))
+        return found
+
+    place.train = loses
+    control, line = "mean-matched to noise_scale", ("schedule=noise_scale", "compare.ladder=16")
+    every = [(a, s) for a in ("fixed 32", "fixed 256", "noise_scale") for s in (0, 1)] + [(control, 1)]
+    for _ in range(2):
+        assert compared(place, *line) == 1
+        assert sorted(began()) == sorted(every), "all others, and nothing twice"
+        said = capfd.readouterr()
+        told = " ".join((said.out + said.err).split())
+        assert told.count(f"{control}, seed 0 cannot be made") == 1 and "holds no whole trajectory" in told
+        assert "Move sweep/" in told and Path("sweep/report.json").exists()
+    folders()["noise_scale", 0].rename("elsewhere")
+    Path("whole").touch()
+    assert compared(place, *line) == 0
+    assert sorted(began()[len(every) :]) == [(control, 0), ("noise_scale", 0)]
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(place):

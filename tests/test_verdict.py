@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from adabatch import statistics
-from adabatch.verdict.arms import Arm, Plan, Run
+from adabatch.verdict import power
+from adabatch.verdict.arms import Arm, Declared, Plan, Run
 from adabatch.verdict.decide import decide
 
 KEY = {"device": "T4", "precision": "fp32", "threads": "4", "processes": "1", "torch version": "2.15"}
@@ -156,6 +157,29 @@ def test_seeds_are_those_of_a_simulation_from_the_figures():
     assert powers[0] < 0.8 <= powers[1]
 
 
+def test_five_runs_that_happen_to_agree_are_no_proof_of_a_small_spread():
+    """No spread beside a variance of 4e-5: pooled 2e-5 with 8 degrees of freedom, of which a fifth of all
+    chi-squares lie below 4.594."""
+    arms = [arm("fixed 32", 0.09, 150, wobble=(0.0,) * 5),
+            arm("adabatch 32-512", 0.09, 70, wobble=tuple(4 * x for x in WOBBLE), shift=2)]  # fmt: skip
+    made = decide(arms, replace(PLAN, looks=(5, 10))).comparisons
+    limit = math.sqrt(2e-5 * 8 / 4.594)
+    assert power.upper_spreads(arms, list(made)) == pytest.approx([limit, limit], rel=1e-3)
+
+
+def test_the_spread_of_the_simulation_is_at_its_upper_limit_in_four_of_five_sweeps():
+    """Of every arm at once, also of one whose own runs agree by chance."""
+    draw, covered, sweeps, sd = np.random.default_rng(0), 0, 1000, 0.008
+    for _ in range(sweeps):
+        drawn = 0.09 + sd * draw.standard_normal((3, 5))
+        arms = [
+            Arm(f"{i}", i == 2, tuple(Run(s, error=float(e)) for s, e in enumerate(row)))
+            for i, row in enumerate(drawn)
+        ]
+        covered += min(power.upper_spreads(arms, [])) >= sd
+    assert covered / sweeps == pytest.approx(0.8, abs=3 * math.sqrt(0.16 / sweeps))
+
+
 def test_a_hopeless_arm_hides_nobody():
     """A batch far too large is far less accurate and scatters: neither the seeds nor the pair that the
     sentence names are about it."""
@@ -264,6 +288,53 @@ def test_duplicates_are_one_arm():
     assert len(decide([SMALL, other, LARGE, GOOD], PLAN).arms) == 4
     unknown = [replace(a, runs=tuple(replace(r, weights=None) for r in a.runs)) for a in (SMALL, twin)]
     assert len(decide([*unknown, GOOD], PLAN).arms) == 3
+
+
+REVERSED = replace(arm("reversed adabatch", 0.091, 70, shift=2), adaptive=None)
+
+
+def test_what_is_in_neither_class_changes_no_verdict():
+    """Reversed batches have the time of their source by construction, and ties go to fixed: as a fixed arm
+    they would win, or keep every adaptive arm from winning."""
+    plan = replace(PLAN, looks=(5, 10))
+    for arms in ([SMALL, LARGE, GOOD], [SMALL, LARGE, arm("adabatch 32-512", 0.091, 96, shift=2)]):
+        alone, found = decide(arms, plan), decide([*arms, REVERSED], plan)
+        assert (found.sentence, found.winner) == (alone.sentence, alone.winner)
+        assert found.comparisons == alone.comparisons, "no candidate, no rival, and no part of m"
+        assert [a.name for a in found.arms] == [*(a.name for a in arms), "reversed adabatch"]
+    assert decide([SMALL, REVERSED], PLAN).sentence == "interim, no verdict: no adaptive arm was run"
+    assert decide([GOOD, REVERSED], PLAN).sentence == "interim, no verdict: no fixed arm was run"
+
+
+def test_the_runs_of_what_is_in_neither_class_are_waited_for():
+    found = decide([SMALL, LARGE, GOOD, with_states(REVERSED, s3="running")], PLAN)
+    assert "1 of 20 runs not finished (reversed adabatch seed 3: running)" in found.sentence
+
+
+def test_of_two_controls_with_the_same_runs_the_fixed_one_stays():
+    twin = replace(LARGE, name="batch twin of adabatch 32-512", adaptive=None)
+    said = tuple(
+        Declared(name, kind, control, control and GOOD.name)
+        for name, kind, control in (
+            (twin.name, False, "batch_twin"), (LARGE.name, False, "mean_matched"), (GOOD.name, True, None)
+        )
+    )  # fmt: skip
+    for arms in ([twin, LARGE, GOOD], [LARGE, GOOD, twin]):
+        found = decide(arms, replace(PLAN, declared=said, arms=3))
+        assert {a.name for a in found.arms} == {LARGE.name, GOOD.name} and found.winner == GOOD.name
+
+
+def test_an_arm_with_fewer_seeds_is_a_rival_and_no_candidate():
+    """Also where it is the only one of its class: nobody wins then, and the sentence names the pair."""
+    control = arm("mean-matched 72", 0.085, 60, n=3, adaptive=False)
+    control = replace(control, partial="x broke down at seed 3, 4")
+    found = decide([control, GOOD], replace(PLAN, looks=(5, 10)))
+    assert found.winner is None and found.decision in ("undecided", "not resolvable")
+    assert "adabatch 32-512 may be " in found.sentence and "than mean-matched 72" in found.sentence
+    assert [(c.candidate, c.rival) for c in found.comparisons] == [(GOOD.name, control.name)]
+    assert "mean-matched 72 is a rival with the 3 seeds that it has: x broke down at seed 3, 4" in found.notes
+    beaten = replace(control, runs=tuple(replace(r, seconds=9 * r.seconds) for r in control.runs))
+    assert decide([beaten, GOOD], PLAN).winner == GOOD.name
 
 
 def test_bonferroni_counts_the_candidates_of_the_class():

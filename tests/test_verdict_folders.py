@@ -9,8 +9,8 @@ import pytest
 from sweep_folders import ARMS, ENVIRONMENT, run, schedule, sweep
 
 from adabatch import UserError, runs
+from adabatch.verdict import formats, table
 from adabatch.verdict import plan as plans
-from adabatch.verdict import table
 from adabatch.verdict.decide import decide
 from adabatch.verdict.folders import common, look, write
 
@@ -402,7 +402,38 @@ def test_a_run_of_another_configuration_than_the_declared_one_is_refused(tmp_pat
     ):
         judged(tmp_path)
     declare(tmp_path, arms=[*map(entry, NAMED)], tuned=True)  # a search changed the learning rate
-    assert judged(tmp_path).decision
+    verdict = judged(tmp_path)
+    assert (verdict.decision, verdict.winner) == ("adaptive", "adabatch")
+    assert "fixed LRs tuned" in verdict.sentence
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("hardware.precision", "bf16", "hardware.precision (fp32 and bf16)"),
+        ("hardware.deterministic", True, "hardware.deterministic (absent and True)"),
+        ("hardware.threads", 4, "hardware.threads (1 and 4)"),
+        ("hardware.micro_batch", 8, None),  # changes no result
+    ],
+)
+def test_runs_of_one_arm_on_unlike_hardware_are_told(tmp_path, key, value, said, tuned):
+    """Not two arms that differ: each mean is of like runs then."""
+    for name, (batches, error, seconds) in NAMED.items():
+        for seed in range(5):
+            other = name == "cabs" or (name == "fixed 512" and seed == 3)
+            named(tmp_path, name, seed, batches, error, seconds, **({key: value} if other else {}))
+    declare(tmp_path, arms=[*map(entry, NAMED)], tuned=tuned)
+    notes = [note for note in look([str(tmp_path)], {}).notes if "differ" in note]
+    assert notes == ([f"fixed 512: its runs differ in {said}, and enter one mean"] if said else [])
+
+
+def test_under_plain_batch_norm_the_micro_batch_is_told_too(tmp_path):
+    norm = {"model.norm": "batch"}
+    for seed, size in enumerate(("auto", 8)):
+        run(tmp_path, seed, (32,), 0.1, 9.0, config=norm | {"hardware.micro_batch": size})
+    said = "fixed 32: its runs differ in hardware.micro_batch (auto and 8), and enter one mean"
+    assert said in look([str(tmp_path)], {}).notes
 
 
 @pytest.mark.parametrize("state", ["diverged", "out_of_memory"])
@@ -412,8 +443,50 @@ def test_a_control_whose_source_broke_down_does_not_hold_up_the_verdict(tmp_path
     verdict = judged(tmp_path)
     assert (verdict.decision, verdict.winner) == ("adaptive", "adabatch")
     seeds = ", ".join(map(str, broken))
-    said = f"{MATCHED} is left out: cabs broke down at seed {seeds}, so it lacks what it replays"
+    part = f"is a rival with the {5 - len(broken)} seeds that it has" if len(broken) < 4 else "is left out"
+    said = f"{MATCHED} {part}: cabs broke down at seed {seeds}, so it lacks what it replays"
     assert (said in verdict.notes) is (len(broken) < 5)
+    pair = [c for c in verdict.comparisons if MATCHED in (c.candidate, c.rival)]
+    assert {c.rival for c in pair} == ({MATCHED} if len(broken) < 4 else set()), "no candidate"
+
+
+def test_a_control_that_lacks_a_seed_still_has_to_be_beaten(tmp_path):
+    """Its four runs are faster than any adaptive arm's: an arm that diverged once makes no other win."""
+    compared(tmp_path, [3])
+    for path in tmp_path.glob("*base_batch=48-seed=*/summary.json"):
+        figures = json.loads(path.read_text())
+        runs.write_json(path, figures | {"train_seconds": figures["train_seconds"] / 3})
+    verdict = judged(tmp_path)
+    assert verdict.decision not in ("adaptive", "fixed", "interim")
+    assert f"adabatch may be less than 1.05x faster than {MATCHED}" in verdict.sentence
+    pair = next(c for c in verdict.comparisons if (c.candidate, c.rival) == ("adabatch", MATCHED))
+    assert pair.clauses.not_worse and not pair.clauses.fast and pair.speed.df == 3
+
+
+def test_the_runs_of_a_control_that_lacks_a_seed_are_waited_for(tmp_path):
+    """Four of five are to come of which one has finished."""
+    compared(tmp_path, [3])
+    for seed in (1, 2, 4):
+        (folder,) = tmp_path.glob(f"*base_batch=48-seed={seed}*")
+        (folder / "summary.json").unlink()
+        runs.write_json(folder / "status.json", {"format": 1, "state": "running"})
+    assert f"3 of 24 runs not finished ({MATCHED} seed 1: running" in judged(tmp_path).sentence
+
+
+@pytest.mark.parametrize("whole", [0, 1, 3])
+def test_an_arm_that_ran_out_of_memory_needs_no_other_seed_nor_does_its_control(tmp_path, whole):
+    """Its later seeds are not begun, so nothing of them can be replayed either."""
+    compared(tmp_path)
+    for seed in range(whole, 5):
+        for folder in tmp_path.glob(f"*cabs-base_batch=*-seed={seed}*"):  # its control's too
+            shutil.rmtree(folder)
+    named(tmp_path, "cabs", whole, (32, 64), 0, 0, "out_of_memory")
+    verdict = judged(tmp_path)
+    assert (verdict.decision, verdict.winner) == ("adaptive", "adabatch")
+    assert "cabs ran out of memory here: infeasible, left out" in verdict.notes
+    assert any(MATCHED in note and "is a rival with the 3 seeds" in note for note in verdict.notes) is (
+        whole == 3
+    )
 
 
 def test_a_source_that_broke_down_loses_to_arms_with_all_seeds(tmp_path):
@@ -456,8 +529,8 @@ def test_a_closed_loop_that_never_moved_is_adaptive_as_declared(tmp_path, alone)
 
 @pytest.mark.parametrize("said", [{"adaptive": False}, {"adaptive": True}, {}])
 def test_a_control_is_no_candidate_whatever_its_batch_does(tmp_path, said):
-    """The reversed batches are fastest and most accurate by far: they win nothing as an adaptive arm, and
-    no adaptive arm can win against them."""
+    """The reversed batches are fastest and most accurate by far: they win nothing, neither as an adaptive
+    arm nor as a fixed one, and keep no other from winning."""
     for name, (batches, error, seconds) in NAMED.items():
         for seed in range(5):
             named(tmp_path, name, seed, batches, error, seconds)
@@ -470,8 +543,30 @@ def test_a_control_is_no_candidate_whatever_its_batch_does(tmp_path, said):
     control = {"name": "reversed cabs", "control": "reversed", "of": "cabs", **said}
     declare(tmp_path, arms=[*map(entry, NAMED), control])
     verdict = judged(tmp_path)
-    assert {arm.name: arm.adaptive for arm in verdict.arms}["reversed cabs"] is False
-    assert verdict.decision != "adaptive"
+    assert {arm.name: arm.adaptive for arm in verdict.arms}["reversed cabs"] is None
+    assert (verdict.decision, verdict.winner) == ("adaptive", "adabatch")
+    assert not [c for c in verdict.comparisons if "reversed cabs" in (c.candidate, c.rival)]
+    found = look([str(tmp_path)], {})
+    names, *_, last = table.arms(verdict, found.plan)
+    assert names.cells[-1] == "reversed cabs" and last.cells[-1] == "control of cabs; neither class"
+
+
+@pytest.mark.parametrize(
+    "control, kind",
+    [("mean_matched", False), ("lr_twin", False), ("reversed", None), ("batch_twin", None)],
+)
+def test_the_class_of_a_control(tmp_path, control, kind):
+    """Its batch is fixed, or it is in neither class, also where it never moved."""
+    compared(tmp_path)
+    said = {"name": MATCHED, "adaptive": False, "control": control, "of": "cabs"}
+    declare(tmp_path, arms=[*map(entry, NAMED), said])
+    found = look([str(tmp_path)], {})
+    assert {arm.name: arm.adaptive for arm in found.arms}[MATCHED] is kind
+    verdict = decide(found.arms, found.plan, found.pending)
+    assert (MATCHED in {c.rival for c in verdict.comparisons}) is (kind is False)
+    classes = {a["arm"]: a["class"] for a in map(formats.arm_json, verdict.arms)}
+    assert classes[MATCHED] == ("fixed" if kind is False else "neither")
+    assert classes["adabatch"] == "adaptive"
 
 
 def test_a_control_with_the_runs_of_its_source_is_no_rival_of_it(tmp_path):

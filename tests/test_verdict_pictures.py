@@ -290,6 +290,25 @@ def test_the_line_goes_through_the_fixed_arms_and_takes_the_better_of_two_at_one
     )
 
 
+def test_what_is_in_neither_class_is_a_point_of_its_own():
+    """Reversed batches at the updates of the adaptive arm, and more accurate: the line knows nothing of them,
+    and no caption holds anybody against them."""
+    arms = [arm("a", 100, 0.2), arm("c", 400, 0.1), arm("w", 200, 0.14, True), arm("r", 200, 0.1, None)]
+    found = decisive.places(arms, "updates")
+    assert decisive.line(found) == [(100, pytest.approx(0.2)), (400, pytest.approx(0.1))]
+    assert decisive.seen(found, "updates") == ["w lies 1.00 pp below the line at 200 updates."]
+    alone = decisive.places([arms[2], arms[3]], "updates")
+    assert decisive.seen(alone, "updates") == [], "it is no rival"
+    dealt = pens.dealt(arms)
+    layers = decisive.chart(found, dealt, Plan(), "updates").layers
+    dots = [layer for layer in layers if hasattr(layer, "pen")]
+    assert {layer.pen.name for layer in dots if layer.pen} == {"a", "c", "w", "r"}
+    assert len({pen.colour for pen in dealt.values()}) == 4 and f".{dealt['r'].colour}{{" in pens.css()
+    square = pens.marker(dealt["r"], 10, 20, 5)
+    assert 'points="5.5,15.5 14.5,15.5 14.5,24.5 5.5,24.5"' in str(square), "0.9 of a disc's radius"
+    assert pens.dealt(arms[:3]) == {k: v for k, v in dealt.items() if k != "r"}, "others keep their pens"
+
+
 @pytest.mark.parametrize("error, updates, said", [
     (0.14, 200, "w lies 1.00 pp below the line at 200 updates."),
     (0.16, 200, "w lies 1.00 pp above the line at 200 updates."),

@@ -4,6 +4,8 @@ import json
 import math
 from dataclasses import dataclass
 
+from adabatch.verdict.arms import TURNING
+
 CONTROLS = ("mean_matched", "lr_twin", "batch_twin", "reversed")
 WORDS = {"mean_matched": "mean-matched to", "lr_twin": "lr twin of", "batch_twin": "batch twin of",
          "reversed": "reversed"}  # fmt: skip
@@ -13,8 +15,8 @@ WORDS = {"mean_matched": "mean-matched to", "lr_twin": "lr twin of", "batch_twin
 class Arm:
     """lines: overrides of the schedule. config: of seed 0, schedule: made of it, path: its trajectory, None
     for a closed loop. control: what it is of the arm `of`. A control of the second stage has nothing else: it
-    is replayed from the same seed's run of that arm. adaptive: whether it is a candidate, whose batch changes
-    and which is no control."""
+    is replayed from the same seed's run of that arm. of: None too for an arm of the user's own whose schedule
+    is a control. adaptive: whether it is a candidate, whose batch changes and which is no control."""
 
     name: str
     lines: tuple[str, ...] = ()
@@ -31,11 +33,24 @@ class Arm:
         return self.of if self.config is None else None
 
     @property
+    def weight(self) -> int:
+        """Which of two arms that do the same is kept: a candidate, then what is fixed."""
+        return 2 if self.adaptive else int(self.control not in TURNING)
+
+    @property
     def batches(self) -> tuple[int, int]:
         """The smallest and largest batch that it may have."""
         if self.path:
             return min(b for _, b, _ in self.path), max(b for _, b, _ in self.path)
         return self.schedule(0).divisor, getattr(self.schedule, "cap", 0)
+
+
+def control_of(node: dict) -> str | None:
+    """Which control a schedule is by its own keys."""
+    if node.get("twin"):
+        return f"{node['twin']}_twin"
+    found = node.get("control", "none")
+    return None if found == "none" else found
 
 
 def key_of(line: str) -> str:

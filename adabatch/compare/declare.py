@@ -100,8 +100,14 @@ def told(before, now, key: str) -> str:
     name = next((n for n in old if old[n] != new[n]), None)
     if name is None:
         return "the arms in another order"
-    if old[name].get("overrides") == new[name].get("overrides"):
+    differing = [k for k in {**old[name], **new[name]} if old[name].get(k) != new[name].get(k)]
+    if "overrides" in differing:
+        return (
+            f"{name} as {old[name].get('overrides')}, and this command asks for {new[name].get('overrides')}"
+        )
+    if differing == ["identity"]:
         return (
             f"{name} under another configuration (identity {old[name].get('identity')}), not this command's"
         )
-    return f"{name} as {old[name].get('overrides')}, and this command asks for {new[name].get('overrides')}"
+    said, asked = (", ".join(f"{k}: {e.get(k)}" for k in differing) for e in (old[name], new[name]))
+    return f"{name} with {said}, and this command asks for {asked}"

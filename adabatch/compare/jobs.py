@@ -60,16 +60,24 @@ def living(every: list[Job]) -> dict[str, bool]:
     return (slurm.alive(ids) or {}) if ids else {}
 
 
-def due(job: Job, retry=(), alive: dict | None = None) -> str:
+def infeasible(every: list[Job], retry=()) -> frozenset[str]:
+    """Arms of which a run of the verdict's ran out of memory: they take no part whatever their other seeds do
+    (science: A8), so that none of these is begun. The search has one seed and needs every score."""
+    if "out_of_memory" in retry:
+        return frozenset()
+    return frozenset(j.arm.name for j in every if j.stage == "verdict" and state(j.folder) == "out_of_memory")
+
+
+def due(job: Job, retry=(), alive: dict | None = None, lost=frozenset()) -> str:
     """DONE, TODO, BUSY (another process or a job of a cluster has it) or LATER (its source has not ended).
 
-    alive: `living`, where it was asked for several runs. A control whose source broke down is done: there is
-    nothing to be replayed.
+    alive: `living`, where it was asked for several runs. lost: `infeasible` of them. A control whose source
+    broke down, or cannot be replayed, is done: there is nothing to be replayed.
     """
-    if job.folder is None:
-        over = job.needs is not None and due(job.needs, retry, alive) == DONE
-        return DONE if over and not finished(job.needs) else LATER
     found, own = state(job.folder), (job.record or {}).get("state")
+    if job.folder is None:
+        over = job.needs is not None and due(job.needs, retry, alive, lost) == DONE
+        return DONE if over and (own == "refused" or not finished(job.needs)) else LATER
     if own == "running":
         return BUSY
     if found == "finished" and (job.folder / "summary.json").is_file():
@@ -77,6 +85,8 @@ def due(job: Job, retry=(), alive: dict | None = None) -> str:
     if found in ("running", "submitted", "preempted") and submission.unneeded(job.folder, alive):
         return BUSY
     if job.tried or own not in (None, "in use") or (found in SETTLED and found not in retry):
+        return DONE
+    if job.arm.name in lost:
         return DONE
     return TODO
 

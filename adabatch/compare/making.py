@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from adabatch import plan, runs
 from adabatch.compare import matching
-from adabatch.compare.arms import CONTROLS, WORDS, Arm, key_of, spelled
+from adabatch.compare.arms import CONTROLS, WORDS, Arm, control_of, key_of, spelled
 from adabatch.compare.asked import NAME, Asked, described
 from adabatch.errors import UserError, suggest
 
@@ -95,25 +95,25 @@ class Maker:
         sizes = f"schedule.base_batch={batch}", f"schedule.lr_batch={self.lr_batch}"
         return (f"schedule={option}", *found.values(), *sizes)
 
-    def made(self, name: str, lines, control: bool = False) -> Arm:
-        """control: it is another's, so no candidate, whatever its batch does."""
+    def made(self, name: str, lines) -> Arm:
+        """A control is no candidate, whatever its batch does."""
         refuse_name(name)
         config = self.compose([*lines, f"compare.arm='{name}'", "compare.stage=verdict"])
         schedule = plan.schedule(config, self.samples)
         path = matching.trajectory(schedule) if matching.open_loop(schedule) else None
-        arm = Arm(name, tuple(lines), config, schedule, path)
+        arm = Arm(name, tuple(lines), config, schedule, path, control_of(config["schedule"]))
         low, high = arm.batches
-        control |= bool(config["schedule"].get("twin")) or config["schedule"].get("control", "none") != "none"
-        return replace(arm, adaptive=not control and (path is None or low != high))
+        return replace(arm, adaptive=arm.control is None and (path is None or low != high))
 
     def add(self, arm: Arm) -> None:
-        """Unless an arm does the same already; a candidate takes the place of a control."""
+        """Unless an arm does the same already; a candidate takes the place of another, and what is fixed that
+        of a control in neither class."""
         for number, other in enumerate(self.arms):
             same = arm.path and other.path and matching.equal(arm.path, other.path)
             if same or (
                 arm.config and other.config and runs.identity(arm.config) == runs.identity(other.config)
             ):
-                if arm.adaptive and not other.adaptive:
+                if arm.weight > other.weight:
                     self.arms[number], arm, other = arm, other, arm
                 self.notes.append(f"{arm.name} does what {other.name} does: left out")
                 return
@@ -136,7 +136,7 @@ class Maker:
                 continue
             self.expand(self.described(entry))
         names = [arm.name for arm in self.arms]
-        if any(arm.control and arm.of not in names for arm in self.arms):
+        if any(arm.of is not None and arm.of not in names for arm in self.arms):
             raise UserError("a control needs the arm that it is of among compare.arms")
         self.refuse_budgets()
         return self.arms, self.notes
@@ -246,13 +246,13 @@ class Maker:
             batch = matching.mean_batch(source.schedule.budget, len(source.path))
             name = f"mean-matched {batch}"
             taken = any(arm.name == name for arm in self.arms)
-            arm = self.made(f"{name} to {source.name}" if taken else name, self.plain(source, batch), True)
+            arm = self.made(f"{name} to {source.name}" if taken else name, self.plain(source, batch))
             exact = matching.follows(arm.schedule, source.path, source.schedule.noise_exponent)
             return arm if exact else None
         if control in ("lr_twin", "batch_twin") and source.path and hasattr(source.schedule, "twin"):
-            return self.made(name, (*source.lines, f"schedule.twin={control.partition('_')[0]}"), True)
+            return self.made(name, (*source.lines, f"schedule.twin={control.partition('_')[0]}"))
         if control == "lr_twin":
-            arm = self.made(name, self.plain(source, self.batch), True)
+            arm = self.made(name, self.plain(source, self.batch))
             return arm if matching.keeps_noise(source.schedule, arm.schedule) else None
         return None
 

@@ -8,6 +8,7 @@ from adabatch.verdict.traces import Traces
 
 LOOKS = (5, 10, 20)  # runs of each arm at which a verdict may be given
 SEEDS = (10, 20)  # what a new comparison could have, where no planned look is left
+TURNING = ("reversed", "batch_twin")  # controls whose batch may change: in neither class
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """One schedule. outside: None, or why it is in no comparison (another budget, nothing to replay)."""
+    """One schedule. adaptive: its class; None: neither, it is shown beside them and held against nobody.
+    outside: None, or why it is in no comparison (another budget, nothing to replay). partial: None, or why
+    seeds that it lacks are not to come: it is a rival with those that it has, and no candidate."""
 
     name: str
-    adaptive: bool
+    adaptive: bool | None
     runs: tuple[Run, ...]
     outside: str | None = None
+    partial: str | None = None
 
     @property
     def counted(self) -> dict[int, Run]:
@@ -62,6 +66,10 @@ class Arm:
     @property
     def errors(self) -> list[float]:
         return [run.error for run in self.counted.values()]
+
+    @property
+    def seeds(self) -> set[int]:
+        return {run.seed for run in self.runs}
 
     @property
     def infeasible(self) -> bool:
@@ -89,6 +97,11 @@ class Declared:
     of: str | None = None
     replayed: bool = False
     identity: str | None = None
+
+    @property
+    def beside(self) -> bool:
+        """It is in neither class: a control whose batch may change is no fixed arm, and no candidate."""
+        return self.control in TURNING
 
 
 @dataclass(frozen=True)

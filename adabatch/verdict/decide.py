@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from adabatch import statistics
 from adabatch.verdict import pairs, power, words
 from adabatch.verdict.arms import Arm, Comparison, Plan, Verdict
 
@@ -22,11 +21,12 @@ def decide(arms: list[Arm], plan: Plan, pending: int = 0) -> Verdict:
     """The verdict, also for a sweep in progress. pending: runs of which nothing is known yet."""
     kept, notes = distinct(arms, plan)
     kept = [unreplayed(arm, arms, plan) for arm in kept]
-    inside, left = feasible(kept)
+    present, left = feasible(kept)
+    inside = [arm for arm in present if arm.adaptive is not None]
     made = comparisons(inside, plan)
     untimed = list(dict.fromkeys(c.no_time for c in made if c.no_time))
     base = Verdict("interim", "", tuple(kept), tuple(made), notes=tuple(notes + left + untimed))
-    if why := unready(arms, inside, plan, pending):
+    if why := unready(arms, present, plan, pending):
         return replace(base, sentence=f"interim, no verdict: {why}")
     if why := one_sided(kept, inside):
         return replace(base, decision="undecided", sentence=f"undecided: {why}")
@@ -53,6 +53,9 @@ def distinct(arms: list[Arm], plan: Plan) -> tuple[list[Arm], list[str]]:
     def control(arm: Arm) -> bool:
         return arm.name in plan.named and plan.named[arm.name].control is not None
 
+    def weight(arm: Arm) -> tuple:
+        return not control(arm), arm.adaptive is not None, len(arm.counted)
+
     for arm in arms:
         alike = (o for o in kept if arm.adaptive == o.adaptive or control(arm) or control(o))
         same = next((other for other in alike if same_runs(arm, other)), None)
@@ -60,23 +63,28 @@ def distinct(arms: list[Arm], plan: Plan) -> tuple[list[Arm], list[str]]:
             kept.append(arm)
         else:
             notes.append(f"{arm.name} and {same.name} are the same runs (equal weights): one arm")
-            if (not control(arm), len(arm.counted)) > (not control(same), len(same.counted)):
+            if weight(arm) > weight(same):
                 kept[kept.index(same)] = arm
     return kept, notes
 
 
 def unreplayed(arm: Arm, arms: list[Arm], plan: Plan) -> Arm:
-    """A control that lacks only seeds at which its source broke down is left out: nothing was there to be
-    replayed, and a block without it tells nothing of it."""
+    """A control that lacks only seeds at which nothing was there to be replayed: its source broke down, or
+    did not go on after it ran out of memory. Two of its runs or more make a rival (Welch's test needs no
+    equal numbers, and times pair by seed), fewer show no spread."""
     said = plan.named.get(arm.name)
     source = next((o for o in arms if said and said.replayed and o.name == said.of), None)
     if source is None:
         return arm
-    lacking = {run.seed for run in source.runs} - {run.seed for run in arm.runs}
-    if not lacking or not lacking <= broken(source):
+    every = {run.seed for other in arms for run in other.runs}
+    lacking = every - arm.seeds
+    lost = broken(source) | (every - source.seeds if source.infeasible else set())
+    if not lacking or not lacking <= lost:
         return arm
     seeds = words.listed(sorted(lacking)[:5])
-    return replace(arm, outside=f"{source.name} broke down at seed {seeds}, so it lacks what it replays")
+    why = f"{source.name} broke down at seed {seeds}, so it lacks what it replays"
+    enough = sum(run.counted or not run.over for run in arm.runs) >= pairs.LEAST  # what runs may count yet
+    return replace(arm, partial=why) if enough else replace(arm, outside=why)
 
 
 def broken(source: Arm) -> set[int]:
@@ -89,7 +97,7 @@ def missing(arms: list[Arm], plan: Plan) -> int:
     begun = {arm.name: arm for arm in arms}
     if not plan.declared:
         return max(0, (plan.arms or 0) - len(arms))
-    lost = {name for name, arm in begun.items() if arm.runs and broken(arm) == {run.seed for run in arm.runs}}
+    lost = {name for name, arm in begun.items() if arm.runs and broken(arm) == arm.seeds}
     return sum(arm.name not in begun and not (arm.replayed and arm.of in lost) for arm in plan.declared)
 
 
@@ -100,7 +108,7 @@ def same_runs(a: Arm, b: Arm) -> bool:
 
 
 def feasible(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
-    """Arms that take part, and notes that name the others."""
+    """Arms that take part, and notes on the others and on those that do so with fewer seeds."""
     notes = [
         f"{arm.name} ran out of memory here: infeasible, left out"
         if arm.infeasible
@@ -108,18 +116,21 @@ def feasible(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
         for arm in arms
         if arm.infeasible or arm.outside
     ]
-    return [arm for arm in arms if not arm.infeasible and not arm.outside], notes
+    inside = [arm for arm in arms if not arm.infeasible and not arm.outside]
+    for arm in (arm for arm in inside if arm.partial and arm.adaptive is not None):
+        notes.append(f"{arm.name} is a rival with the {len(arm.counted)} seeds that it has: {arm.partial}")
+    return inside, notes
 
 
 def comparisons(arms: list[Arm], plan: Plan) -> list[Comparison]:
-    """Every arm against every arm of the other class."""
+    """Every arm that may win against every arm of the other class."""
     sizes = {kind: sum(arm.adaptive is kind for arm in arms) for kind in (True, False)}
     ordered = sorted(arms, key=lambda arm: not arm.adaptive)
     return [
         pairs.compare(w, j, plan, sizes[w.adaptive])
         for w in ordered
         for j in arms
-        if w.adaptive != j.adaptive
+        if w.adaptive != j.adaptive and not w.partial
     ]
 
 
@@ -140,7 +151,7 @@ def unready(arms: list[Arm], inside: list[Arm], plan: Plan, pending: int) -> str
         return f"{len(waiting)} of {every} runs not finished ({words.unfinished(waiting)})"
     seeds = sorted({run.seed for arm in inside for run in arm.runs})
     for arm in inside:
-        if lacking := [seed for seed in seeds if seed not in {run.seed for run in arm.runs}]:
+        if lacking := [] if arm.partial else sorted(set(seeds) - arm.seeds):
             shown = ", ".join(map(str, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
             return f"{arm.name} lacks seed {shown}, which other arms have"
     n = len(seeds)
@@ -166,11 +177,9 @@ def one_sided(arms: list[Arm], inside: list[Arm]) -> str | None:
 
 
 def winners(arms: list[Arm], made: list[Comparison]) -> set[str]:
-    """Names of the arms that beat every arm of the other class."""
-    place = {arm.name: i for i, arm in enumerate(arms)}
-    beats = {(place[c.candidate], place[c.rival]): np.bool_(c.beats) for c in made}
-    won = statistics.winners(beats, [arm.adaptive for arm in arms])
-    return {arms[i].name for i, wins in won.items() if wins}
+    """Names of the candidates that beat every arm of the other class."""
+    candidates = {arm.name for arm in arms} & {c.candidate for c in made}
+    return {name for name in candidates if all(c.beats for c in made if c.candidate == name)}
 
 
 def ranks(arms: list[Arm], made: list[Comparison]) -> dict[str, float]:
@@ -194,7 +203,7 @@ def fastest_rival(w: str, made: list[Comparison], order: dict[str, float]) -> Co
 def undecided(base: Verdict, arms: list[Arm], plan: Plan, both: bool) -> Verdict:
     """What failed, and how many seeds would decide."""
     made = list(base.comparisons)
-    n = len(arms[0].runs)
+    n = max(len(arm.runs) for arm in arms)
     failed = words.failed(leading(arms, made), made, plan) if not both else "each class beats the other"
     count, last, errors = power.seeds(arms, made, plan, n)
     no_time = next((c.no_time for c in made if c.no_time), None)
@@ -225,8 +234,8 @@ def leading(arms: list[Arm], made: list[Comparison]) -> list[Arm]:
 
     found = []
     for kind in (True, False):
-        own = [arm for arm in arms if arm.adaptive is kind]
-        found.append(min([arm for arm in own if not arm.diverged] or own, key=nearness))
+        own = [arm for arm in arms if arm.adaptive is kind and not arm.partial]
+        found += sorted([arm for arm in own if not arm.diverged] or own, key=nearness)[:1]
     return found
 
 

@@ -113,25 +113,30 @@ def of_the_plan(readings: list[Reading], plan: Plan) -> tuple[list[Reading], lis
 
 
 def arms_of(readings: list[Reading], plan: Plan) -> tuple[list[Arm], list[str], int | None]:
-    """The runs by schedule, fixed arms first, each by its largest batch; notes; the samples of each run."""
+    """The runs by schedule, fixed arms first, those of neither class last, each by its largest batch; notes;
+    the samples of each run."""
     groups: dict[tuple, list[Reading]] = {}
     for reading in readings:
         groups.setdefault((reading.arm, played(reading)), []).append(reading)
     notes = ambiguous(groups, plan)
 
-    def kind(group: list[Reading]) -> bool:
+    def kind(group: list[Reading]) -> bool | None:
         said = plan.named.get(group[0].arm)
+        if said is not None and said.beside:
+            return None
         return changed(group) if said is None or said.adaptive is None else said.adaptive
 
-    listed = sorted(
-        groups.values(),
-        key=lambda group: (kind(group), *reversed(sizes(group)), group[0].option, group[0].digest),
-    )
+    def place(group: list[Reading]) -> tuple:
+        of_its_kind = (False, True, None).index(kind(group))
+        return of_its_kind, *reversed(sizes(group)), group[0].option, group[0].digest
+
+    listed = sorted(groups.values(), key=place)
     budget, arms = budget_of(listed, plan), []
     for name, group in zip(names(listed), listed):
         chosen, twice = once(group)
         if twice:
             notes.append(f"{name}: left out as a seed that another run has: {twice}")
+        notes += mixed(name, chosen)
         made = [timed(reading, plan) for reading in chosen]
         arms.append(Arm(name, kind(group), tuple(made), outside(group, budget)))
     return arms, notes, budget
@@ -210,6 +215,17 @@ def once(group: list[Reading]) -> tuple[list[Reading], int]:
         if held is None or (reading.run.counted and not held.run.counted):
             by_seed[reading.run.seed] = reading
     return [by_seed[seed] for seed in sorted(by_seed)], len(group) - len(by_seed)
+
+
+def mixed(name: str, group: list[Reading]) -> list[str]:
+    """A note where an arm's runs differ in hardware that changes results: its mean is over unlike runs."""
+    found = []
+    for key in sorted({key for reading in group for key in reading.hardware}):
+        values = list(dict.fromkeys(reading.hardware.get(key, "absent") for reading in group))
+        if len(values) > 1:
+            found.append(f"{key} ({' and '.join(text(value, 30) for value in values[:3])})")
+    more = ", ..." if len(found) > 3 else ""
+    return [f"{name}: its runs differ in {', '.join(found[:3])}{more}, and enter one mean"] if found else []
 
 
 def budget_of(groups: list[list[Reading]], plan: Plan) -> int | None:

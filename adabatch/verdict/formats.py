@@ -11,6 +11,7 @@ from adabatch.errors import UserError
 from adabatch.files import FORMAT
 from adabatch.verdict import table
 from adabatch.verdict.arms import Arm, Plan, Verdict, limits
+from adabatch.verdict.decide import CLASSES
 from adabatch.verdict.readings import Reading
 
 FORMATS = ("text", "markdown", "latex", "csv", "dawnbench")
@@ -129,7 +130,7 @@ def arm_json(arm: Arm) -> dict:
     hits = sum(math.isfinite(t) for t in times)
     fraction = (hits / len(times), *statistics.fraction_interval(hits, len(times))) if times else (None,) * 3
     made = {
-        "arm": arm.name, "class": "adaptive" if arm.adaptive else "fixed", "runs": len(arm.runs),
+        "arm": arm.name, "class": CLASSES.get(arm.adaptive, "neither"), "runs": len(arm.runs),
         "finished": len(found), "diverged": arm.diverged, "out_of_memory": arm.infeasible,
         "left_out": arm.outside, "seeds": [run.seed for run in arm.runs],
         "states": [run.state for run in arm.runs], "folders": [run.folder for run in arm.runs],

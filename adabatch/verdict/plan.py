@@ -92,7 +92,7 @@ def one(arm: dict) -> Declared:
             raise UserError(f"{key} of {name} is a name, got {text(arm[key], 60)}")
     known = (text(arm[key], NAME) if arm.get(key) else None for key in ("control", "of", "identity"))
     control, of, identity = known
-    # A control is what an adaptive arm is held against, also where its own batch changes (science: A8).
+    # A control is no candidate as adaptive, whatever its batch does; some are in neither class (science: A8).
     replayed = control is not None and "overrides" not in arm
     return Declared(name, False if control else adaptive, control, of, replayed, identity)
 

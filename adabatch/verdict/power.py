@@ -28,7 +28,7 @@ def seeds(arms: list[Arm], made: list[Comparison], plan: Plan, n: int) -> tuple[
     margins = plan.margins if planned else statistics.Margins(plan.delta, plan.r0, plan.alpha)
     means = [float(np.mean(arm.errors)) for arm in alive]
     floor = statistics.rounding(plan.evaluated)
-    spreads = [max(sd, floor) for sd in upper_spreads([arm.errors for arm in alive])]
+    spreads = [max(sd, floor) for sd in upper_spreads(alive, made)]
     logs, log_sd = _times(alive, made)
     kinds = [arm.adaptive for arm in alive]
 
@@ -42,12 +42,20 @@ def seeds(arms: list[Arm], made: list[Comparison], plan: Plan, n: int) -> tuple[
     return None, last, power(last, 100.0) >= ENOUGH
 
 
-def upper_spreads(groups: list[list[float]]) -> list[float]:
-    """Each arm's standard deviation, raised as the pooled one is raised to its upper 80 % limit: a batch far
-    too large has a spread of its own, and must not make the others look unresolvable."""
-    sd, df = statistics.pooled(groups)
-    raised = statistics.upper_spread(sd, df) / sd if sd else 1.0
-    return [raised * float(np.std(group, ddof=1)) for group in groups]
+def upper_spreads(arms: list[Arm], made: list[Comparison]) -> list[float]:
+    """The upper 80 % limit of the pooled standard deviation, of every arm (science: A8): five runs that
+    happen to agree are no proof of a small spread.
+
+    But not of an arm that every arm of the other class has shown to be less accurate by more than the margin:
+    of its error nothing is open. A batch far too large has a spread of its own, which must not make the
+    others look unresolvable.
+    """
+    against = {arm.name: [c.clauses for c in made if c.rival == arm.name] for arm in arms}
+    lost = {name for name, found in against.items() if found and all(k and k.worse for k in found)}
+    alike = [arm.errors for arm in arms if arm.name not in lost] or [arm.errors for arm in arms]
+    limit = statistics.upper_spread(*statistics.pooled(alike))
+    own = {arm.name: statistics.upper_spread(*statistics.pooled([arm.errors])) for arm in arms}
+    return [own[arm.name] if arm.name in lost else limit for arm in arms]
 
 
 def _times(arms: list[Arm], made: list[Comparison]) -> tuple[list[float] | None, float]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adabatch import runs
@@ -31,6 +31,7 @@ class Reading:
     same: {dotted key: value} that all runs of a comparison share. schedule: likewise, of the schedule's node.
     digest: its hash. batches: all sizes that were trained. samples: trained in all. arm: what a comparison
     calls the arm that it belongs to, None for a run of its own. identity: of a run that has finished.
+    hardware: {dotted key: text} of what belongs to its identity.
     """
 
     run: Run
@@ -47,6 +48,7 @@ class Reading:
     notes: tuple[str, ...]
     arm: str | None = None
     identity: str | None = None
+    hardware: dict = field(default_factory=dict)
 
 
 def read(folder: Path, split: str) -> Reading | str:
@@ -71,10 +73,12 @@ def read(folder: Path, split: str) -> Reading | str:
         return f"{where}/config.yaml: it names no seed or no schedule"
     try:
         same, schedule = flat({k: v for k, v in config.items() if k not in FREE}), flat(node)
+        hardware = flat({"hardware": config.get("hardware")})
         digest = hashlib.sha256(json.dumps(schedule, sort_keys=True).encode()).hexdigest()
     except (ValueError, RecursionError, UserError) as error:
         return f"{where}/config.yaml: {text(error)}"
     batches = trained(found)
+    listed = runs.listed_for(config) if isinstance(config.get("model"), dict) else runs.EXCLUDED
     data = config.get("dataset") if isinstance(config.get("dataset"), dict) else {}
     validation = whole(data.get("validation")) or 0
     watches = "validation" if validation else "test"
@@ -93,6 +97,7 @@ def read(folder: Path, split: str) -> Reading | str:
         notes=notes,
         arm=text(declared["arm"], NAME) if isinstance(declared.get("arm"), str) else None,
         identity=text(found.summary["identity"], NAME) if "identity" in found.summary else None,
+        hardware={key: value for key, value in hardware.items() if not runs.excluded(key, listed)},
     )
 
 

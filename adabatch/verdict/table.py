@@ -69,7 +69,8 @@ def remark(arm: Arm, winner: str | None, plan: Plan) -> str:
     if arm.name == winner:
         return "wins"
     said = plan.named.get(arm.name)
-    return f"control of {said.of}" if said and said.control and said.of else ""
+    aside = "; neither class" if arm.adaptive is None else ""
+    return f"control of {said.of}{aside}" if said and said.control and said.of else aside[2:]
 
 
 def reached(arm: Arm) -> tuple[str, str]:

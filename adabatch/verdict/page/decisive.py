@@ -53,7 +53,7 @@ def line(found: list[Place]) -> list[tuple[float, float]]:
     """[(clock, error)] through the fixed arms; of arms within 1 % of each other's clock the most accurate."""
     kept: list[tuple[float, float]] = []
     for place in found:
-        if place.arm.adaptive:
+        if place.arm.adaptive is not False:  # what is in neither class is a point of its own
             continue
         at = (place.x.y, place.y.y)
         if kept and at[0] <= (1 + NEAR) * kept[-1][0]:
@@ -130,7 +130,7 @@ def title(place: Place, clock: str) -> str:
 def seen(found: list[Place], clock: str) -> list[str]:
     """Where each adaptive arm lies, in a sentence each."""
     through, kind = line(found), scale(found)
-    fixed = [place for place in found if not place.arm.adaptive]
+    fixed = [place for place in found if place.arm.adaptive is False]
     said = []
     for place in found:
         if not place.arm.adaptive or not fixed:

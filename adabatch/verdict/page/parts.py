@@ -35,7 +35,9 @@ def meta(found: Found, verdict: Verdict) -> Markup | None:
     names = [same.get(f"{group}._target_", "?").rpartition(".")[2] for group in ("model", "dataset")]
     said = [f"{names[0]} on {names[1]}", f"{same.get('epochs', '?')} epochs"]
     kinds = [sum(arm.adaptive is kind for arm in verdict.arms) for kind in (True, False)]
-    said.append(f"{kinds[0]} adaptive and {kinds[1]} fixed arm{'s' if kinds[1] != 1 else ''}")
+    beside = len(verdict.arms) - sum(kinds)
+    more = f", {beside} control{'s' if beside != 1 else ''} of neither class" if beside else ""
+    said.append(f"{kinds[0]} adaptive and {kinds[1]} fixed arm{'s' if kinds[1] != 1 else ''}{more}")
     over = sum(run.over for arm in verdict.arms for run in arm.runs)
     there = sum(len(arm.runs) for arm in verdict.arms) + found.pending
     said.append(f"{there} runs" if over == there else f"{over} of {there} runs over")

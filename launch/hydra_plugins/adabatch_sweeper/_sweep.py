@@ -51,6 +51,7 @@ class Comparison:
         self.foreground = self.hydra.launcher().endswith(".BasicLauncher")
         self.waits = self.foreground or bool(self.config.get("wait"))
         self.number, self.over = 0, False  # jobs launched; whether every run has ended
+        self.lost = frozenset()  # arms that ran out of memory
 
     def sweep(self) -> list:
         wanted = declare.content(self.asked, self.arms, self.samples)
@@ -180,11 +181,18 @@ class Comparison:
         """What is to be done with each run now. Sources come before their controls, so that one that ends
         meanwhile hides no control."""
         alive, found = plans.living(every), []
+        before, self.lost = self.lost, plans.infeasible(every, self.asked.retry)
+        for name in sorted(self.lost - before):
+            log.warning(
+                f"{name} ran out of memory, so it takes no part: no other seed of it is begun "
+                "(compare.retry=[out_of_memory] with the same command tries again)"
+            )
         for job in every:
-            due = plans.due(job, self.asked.retry, alive)
-            if due == LATER and plans.due(job.needs, self.asked.retry, alive) == DONE:
+            given = self.asked.retry, alive, self.lost
+            due = plans.due(job, *given)
+            if due == LATER and plans.due(job.needs, *given) == DONE:
                 self.locate(job)
-                due = plans.due(job, self.asked.retry, alive)
+                due = plans.due(job, *given)
             elsewhere = job.record and job.record["state"] in ("in use", "refused")
             if due == DONE and elsewhere and plans.state(job.folder) in sweep.accepted:
                 sweep.forget(job.record)  # another sweeper was faster to begin it: no failure of this one
@@ -192,12 +200,20 @@ class Comparison:
         return found
 
     def locate(self, job: Job) -> None:
-        """The folder of a control's run, whose source's has finished."""
+        """The folder of a control's run, whose source's has finished. One that cannot be replayed refuses
+        this run alone, once in a command."""
         run = os.path.relpath(job.needs.folder)
         job.lines = (
             "schedule=replay", f"schedule.run={quoted(run)}", f"schedule.control={job.arm.control}"
         )  # fmt: skip
-        job.folder = self.hydra.place(job, self.folder)
+        try:
+            job.folder = self.hydra.place(job, self.folder)
+        except UserError as error:
+            why = f"{job.name} cannot be made: {error}"
+            log.error(f"{why}. Move {run} elsewhere, and the same command makes that run again")
+            job.record = {"overrides": self.hydra.overrides(job), "folder": run, "state": "refused",
+                          "error": "see above", "exit_code": 2, "summary": None}  # fmt: skip
+            sweep.records.append(job.record)
 
     def launch(self, launcher, batch: list[Job]) -> None:
         found = launcher.launch([self.hydra.overrides(job) for job in batch], self.number)
@@ -214,18 +230,19 @@ class Comparison:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def verdict(self) -> None:
-        """The sentence of adabatch-report, and what is missing."""
+    def verdict(self) -> int:
+        """The sentence of adabatch-report, and what is missing. Its exit code."""
         folder = os.path.relpath(self.folder)
         if not any(self.folder.glob("*/summary.json")):
             print(f"nothing has finished yet; the same command goes on. adabatch-status {folder}")
-            return
+            return 0
         from adabatch.verdict.command import command
 
         failed = [plans.state(path.parent) for path in self.folder.glob("*/status.json")].count("failed")
-        command([str(self.folder)])
+        code = command([str(self.folder)])
         if failed and "failed" not in self.asked.retry:
             why = f"adabatch-status --failed {folder} shows why"
             print(f"{failed} failed: {why}; compare.retry=[failed] with the same command tries again")
         left = "" if self.over else "; the same command goes on"
         print(f"the whole again: adabatch-report {folder}{left}")
+        return code
