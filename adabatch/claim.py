@@ -4,7 +4,7 @@ import importlib
 import logging
 from pathlib import Path
 
-from adabatch import owner, runs, slurm
+from adabatch import jobrecord, runs, slurm
 from adabatch.errors import UserError
 from adabatch.outcome import figures, full
 from adabatch.owner import Owner
@@ -16,7 +16,7 @@ def anew(config: dict, folder: Path) -> bool:
     """Whether to begin again: asked for, and not yet done by this job's launcher or earlier life."""
     if not config.get("restart"):
         return False
-    prepared = folder.is_dir() and owner.own_job(runs.Run(folder).status or {})
+    prepared = folder.is_dir() and jobrecord.own_job(runs.Run(folder).status or {})
     return not (slurm.restarts() or prepared)
 
 

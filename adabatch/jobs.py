@@ -24,7 +24,7 @@ from adabatch.logs import logged, terminal
 from adabatch.outcome import ended, figures, next_steps, outcome, reason, traced
 from adabatch.owner import Owner, in_use
 from adabatch.places import agree, detect, manager
-from adabatch.requeue import leave
+from adabatch.requeue import lacking, leave
 from adabatch.signals import Stop, die_with_parent
 
 log = logging.getLogger("adabatch")
@@ -87,6 +87,10 @@ def _placed(job: tuple, folder: Path, stop: Stop, place, places, command: str, r
         if (summary := claim.finished(config, folder)) is not None:
             lead.say("done")
             return summary, 0
+        if leg is not None and (words := submission.handed_on(folder)):
+            lead.say("done")
+            log.warning(words)
+            return None, 0
         if place.world == 1 and processes.asked(config) > 1 and leg is None:
             return _supervised(job, folder, stop, places, command, reraise)
         owner = claim.claim(config, folder)
@@ -97,6 +101,8 @@ def _placed(job: tuple, folder: Path, stop: Stop, place, places, command: str, r
                 sharing.SHARED
             ):
                 log.warning("hardware.parallel_runs is for a multirun (adabatch -m), not for this run")
+            if text := lacking(place, bool(leg and leg["closed"])):
+                log.warning(text)
             return _owned(job, folder, stop, owner, command, reraise, lead)
 
 
@@ -167,10 +173,11 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
             log.error(traces.text(error))
         {0: log.info, 130: log.warning}.get(code, log.error)(message)
     try:
-        owner.finish(state, message if code else None)
         if isinstance(error, HandOver):
-            submission.handed_over(folder, error.processes)
-    except OSError as trouble:
+            submission.handed_over(owner, error.processes)
+        else:
+            owner.finish(state, message if code else None)
+    except (OSError, UserError) as trouble:  # the folder's lock, too: all is saved, and the code stays
         log.error(f"status.json could not be written: {trouble}")
     lead.end(error, code)
     stop.over = False  # a report may be interrupted

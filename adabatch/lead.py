@@ -126,7 +126,7 @@ def follow(config: dict, folder: Path, place, stop: Stop, leg=None) -> tuple[int
 
 
 def _ended(error: Exception, stop: Stop, place, folder: Path) -> None:
-    """The last works of a rank above 0 whose main thread waits in vain for another."""
+    """The last words of a rank above 0 whose main thread waits in vain for another."""
     log.error(str(error))
     stop.told = reason(error)
     leave(stop, place, folder)

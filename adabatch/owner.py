@@ -1,7 +1,8 @@
 """Who works in a run folder: one process at a time, seen by its heartbeat in status.json.
 
-A claim is decided under a lock that is held for milliseconds. An owner on this host whose process is gone is
-replaced at once; on another host nothing can be asked, so it is replaced after three heartbeats of silence.
+A claim is decided under a lock that is held for milliseconds; SLURM is asked before. An owner on this host
+whose process is gone is replaced at once; on another host nothing can be asked, so it is replaced after three
+heartbeats of silence.
 """
 
 import errno
@@ -13,8 +14,9 @@ import threading
 import time
 from pathlib import Path
 
-from adabatch import places, runs, slurm
+from adabatch import runs, slurm
 from adabatch.errors import UserError
+from adabatch.jobrecord import job_alive, other_job, own_job
 from adabatch.places import started
 
 BEAT = 20.0  # seconds between heartbeats
@@ -56,8 +58,18 @@ def silence(owner: dict, path: Path, clock: Path) -> float:
     return min(ages)
 
 
-def alive(owner: dict, mine: dict, path: Path, clock: Path) -> str | None:
-    """None when the folder may be taken over, else why not (a sentence for the user)."""
+def asked(status: dict, mine: dict) -> dict:
+    """{job: whether it lives} of the jobs in a status.json that decide about a claim, as far as SLURM says.
+    It may take seconds."""
+    owner, other = status.get("owner"), other_job(status)
+    ids = {other["id"]} if other and other.get("cluster") != "local" else set()
+    if status.get("state") == "running" and isinstance(owner, dict) and owner.get("host") != mine["host"]:
+        ids |= {owner["job"]} if owner.get("job") else set()
+    return (slurm.alive(sorted(ids)) or {}) if ids else {}
+
+
+def alive(owner: dict, mine: dict, path: Path, clock: Path, living: dict) -> str | None:
+    """None when the folder may be taken over, else why not (a sentence for the user). living: `asked`."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.get("heartbeat") or 0))
     who = f"process {owner.get('pid')} on {owner.get('host')}"
     if owner.get("job"):
@@ -70,8 +82,7 @@ def alive(owner: dict, mine: dict, path: Path, clock: Path) -> str | None:
     if owner.get("job") and owner["job"] == mine["job"] and mine["requeued"] > owner.get("requeued", 0):
         return None  # this job was requeued: its earlier life has ended
     quiet = silence(owner, path, clock)
-    job = owner.get("job")
-    if quiet >= SILENCE or (job and (slurm.alive([job]) or {}).get(job) is False):
+    if quiet >= SILENCE or living.get(owner.get("job")) is False:
         return None
     return (
         f"{who} was training in it {max(quiet, 0):.0f} s ago (last heartbeat {since}). If it is gone, "
@@ -86,8 +97,10 @@ def in_use(folder: Path) -> str | None:
     owner = previous.get("owner")
     if previous.get("state") != "running" or not isinstance(owner, dict):
         return None
+    mine = me()
+    living = asked(previous, mine)
     with locked(folder) as clock:
-        return alive(owner, me(), path, clock)
+        return alive(owner, mine, path, clock, living)
 
 
 class Owner:
@@ -108,17 +121,18 @@ class Owner:
         folder.mkdir(parents=True, exist_ok=True)
         key, path = str(folder.resolve()), folder / "status.json"
         mine = me()
+        living = asked(status_of(path), mine)
         with locked(folder) as lock_path:
             if key in _held:
                 raise UserError(f"{folder} is in use: this very process is training in it")
             previous = status_of(path)
             owner = previous.get("owner")
             if previous.get("state") == "running" and isinstance(owner, dict):
-                why = None if _same(owner, mine) else alive(owner, mine, path, lock_path)
+                why = None if _same(owner, mine) else alive(owner, mine, path, lock_path, living)
                 if why:
                     raise UserError(f"{folder} is in use: {why}")
                 log.info(f"taking over from process {owner.get('pid')} on {owner.get('host')}, which is gone")
-            write_status(path, _record("running", None, mine, own_job(previous)))
+            write_status(path, _record("running", None, mine, own_job(previous) or _kept(previous, living)))
             _held.add(key)
         self = cls(folder, mine)
         self._thread.start()
@@ -143,7 +157,7 @@ class Owner:
             if self.lost:
                 return
 
-    def _update(self, state: str, error: str | None) -> None:
+    def _update(self, state: str, error: str | None, job=None) -> None:
         with locked(self.folder):
             status = status_of(self.folder / "status.json")
             if status and not _same(status.get("owner") or {}, self.record):
@@ -152,15 +166,17 @@ class Owner:
             if state == "running" and self._ended.is_set():
                 return  # finish() was faster
             self.record["heartbeat"] = time.time()
-            write_status(self.folder / "status.json", _record(state, error, self.record, status.get("job")))
+            owner, found = (None, job(status)) if job else (self.record, status.get("job"))
+            write_status(self.folder / "status.json", _record(state, error, owner, found))
 
-    def finish(self, state: str, error: str | None = None) -> None:
+    def finish(self, state: str, error: str | None = None, job=None) -> None:
         """Ends the ownership and records how: one of runs.STATES. Does nothing in a folder that was taken
-        over."""
+        over. job: a function of status.json to the "job" that has the folder from then on, without an
+        owner."""
         assert state in runs.STATES, state
         self._ended.set()
         try:
-            self._update(state, error)
+            self._update(state, error, job)
         finally:
             self.release()
 
@@ -172,10 +188,16 @@ class Owner:
             self._thread.join(timeout=5)
 
 
-def own_job(status: dict) -> dict | None:
-    """The "job" of status.json (`submission.py`) where this process belongs to it, with its id."""
-    job, mine = status.get("job"), places.job_id()
-    return {**job, "id": mine} if isinstance(job, dict) and mine and job.get("id") in (None, mine) else None
+def _kept(previous: dict, living: dict) -> dict | None:
+    """The record of another job that has not ended, and words about it: without it the next command would
+    submit a second one."""
+    other = other_job(previous)
+    if other is None or (lives := job_alive(other, living)) is False:
+        return None
+    cancel = f"{'kill' if other.get('cluster') == 'local' else 'scancel'} {other['id']}"
+    comes = f"{'is' if lives else 'may be'} still to come, and goes on from here"
+    log.warning(f"job {other['id']} of this run {comes} ({cancel} ends it)")
+    return other
 
 
 def _record(state: str, error: str | None, owner: dict | None, job: dict | None) -> dict:

@@ -111,9 +111,22 @@ def alive(jobs) -> dict[str, bool] | None:
 
 
 def requeue(job: str) -> str | None:
-    """Ends the job and puts it back into the queue; None, or why SLURM does not. The caller ignores SIGTERM,
-    and so does the command: the requeue itself sends it."""
-    return _told(["scontrol", "requeue", job], 60.0)
+    """Ends the job and puts it back into the queue; None, or why SLURM does not.
+
+    The requeue itself sends SIGTERM to all that runs in the job, and must not end the command that asks for
+    it: only what is ignored passes on from a thread too, and through a site's wrapper in front of scontrol.
+    """
+    return _told(["sh", "-c", 'trap "" TERM; exec scontrol requeue "$0"', job], 60.0)
+
+
+def ending(job: str) -> bool | None:
+    """Whether SLURM is ending the job; None where it cannot be asked. A preempted job that has time to save
+    (GraceTime) is RUNNING all that time."""
+    code, text, errors = _run(["scontrol", "--oneliner", "show", "job", job], time.monotonic() + BOUND)
+    if code:
+        return True if "Invalid job id" in errors else None
+    said = dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", text))
+    return said.get("JobState") != "RUNNING" or said.get("PreemptTime", "None") not in ("None", "Unknown")
 
 
 def release(job: str) -> str | None:

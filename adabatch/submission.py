@@ -2,23 +2,29 @@
 where its own processes could not say so.
 
 "job": {"id": 123_4, "cluster": slurm | local, "logs": a pattern of paths, "submitted": time, "requeues": how
-often it put itself back into the queue, "idle": how often of late without having trained}; of a local one
-also "host" and "started", which tell its process from a later one with the same number. It is written before
-the job exists, without an id; the job fills that in when it takes the folder over, or the launcher does, who
-is first.
+often it put itself back into the queue, "idle": how often of late without having trained, "reached": the
+position then, "chain": the jobs of the run that follow each other, "processes": of this one of them}; of a
+local one also "host" and "started", which tell its process from a later one with the same number. It is
+written before the job exists, without an id; the job fills that in when it takes the folder over, or the
+launcher does, who is first.
 """
 
 import contextlib
 import os
+import re
 import socket
 import time
 from pathlib import Path
 
-from adabatch import owner, places, runs, slurm
-from adabatch.owner import locked, own_job, status_of, write_status
+from adabatch import files, owner, places, runs
+from adabatch.errors import UserError
+from adabatch.jobrecord import WAITING, later_jobs, other_job, own_job
+from adabatch.jobrecord import job_alive as alive
+from adabatch.owner import locked, status_of, write_status
 
 FRESH = 300.0  # seconds in which a submission that has no id yet may still be under way
-WAITING = ("submitted", "running", "preempted")  # states in which a job may still have something to do
+ASKED = (*WAITING, "interrupted")  # SLURM may have queued a job again after it had said that it did not
+TAIL = 100_000  # characters of metrics.jsonl, many rows
 
 
 def unneeded(folder: Path, living: dict | None = None) -> str | None:
@@ -26,12 +32,12 @@ def unneeded(folder: Path, living: dict | None = None) -> str | None:
     the jobs of several runs, {id: alive}; None asks it of this one."""
     status = status_of(Path(folder) / "status.json")
     job, state = status.get("job"), status.get("state")
-    if isinstance(job, dict) and state in WAITING:
+    if isinstance(job, dict) and state in ASKED:
         where = f"job {job.get('id')}"
         if job.get("id") is None:
             if state == "submitted" and time.time() - (job.get("submitted") or 0) < FRESH:
                 return "another command is submitting it"
-        elif (lives := alive(job, living)) is None:
+        elif (lives := alive(job, living)) is None and state != "interrupted":
             return f"{where}, and SLURM cannot be asked what became of it"
         elif lives:
             return f"{where} has it ({state})"
@@ -42,19 +48,8 @@ def queued(folder: Path) -> str | None:
     """The job of SLURM that `unneeded` asks about; None where it asks about none."""
     status = status_of(Path(folder) / "status.json")
     job = status.get("job")
-    ours = isinstance(job, dict) and job.get("cluster") != "local" and status.get("state") in WAITING
+    ours = isinstance(job, dict) and job.get("cluster") != "local" and status.get("state") in ASKED
     return job.get("id") if ours else None
-
-
-def alive(job: dict, living: dict | None = None) -> bool | None:
-    """Whether a job still runs or waits; None where that cannot be known. living: as for `unneeded`."""
-    if job.get("cluster") != "local":
-        living = slurm.alive([job["id"]]) or {} if living is None else living
-        return living.get(job["id"])
-    if job.get("host") != socket.gethostname():
-        return None
-    began = job.get("started")
-    return began is not None and str(job["id"]).isdecimal() and places.started(int(job["id"])) == began
 
 
 def seen(folder: Path) -> tuple:
@@ -157,19 +152,27 @@ def chained(folder: Path, chain: list) -> None:
         write_status(path, status | {"job": (status.get("job") or {}) | {"chain": chain}})
 
 
-def handed_over(folder: Path, processes: int) -> None:
+def handed_over(held: owner.Owner, processes: int) -> None:
     """This process's job has done its part of the run, which waits for the next job of the chain, or for one
     with so many processes to be submitted."""
-    path = Path(folder) / "status.json"
-    with locked(folder):
-        status = status_of(path)
+
+    def then(status: dict) -> dict:
         job = own_job(status) or {"id": places.job_id(), "cluster": places.manager()}
-        chain = job.get("chain") or []
-        ids = [leg["id"] for leg in chain]
-        later = chain[ids.index(job["id"]) + 1 :] if job["id"] in ids else []
+        later = later_jobs(job)
         own = {"submitted": time.time(), "processes": processes, "id": None} | (later[0] if later else {})
-        status |= {"state": "submitted", "error": None, "owner": None, "job": job | own | {"idle": 0}}
-        write_status(path, status)
+        return job | own | {"idle": 0}
+
+    held.finish("submitted", job=then)
+
+
+def handed_on(folder: Path) -> str | None:
+    """Why this process's job, of a chain, has nothing to do, in words: another has the run. Who handed over
+    may be started again (its node was lost, an operator queued it again) before it has ended, and would take
+    the run from the next."""
+    other = other_job(status_of(Path(folder) / "status.json"))
+    if other is None or alive(other) is False:
+        return None
+    return f"this job has handed over to job {other['id']}, which goes on with the run"
 
 
 def refused(folder: Path, error: str) -> bool:
@@ -230,17 +233,18 @@ def _its(status: dict) -> bool:
     return record["job"] == mine["job"] and record.get("requeued", 0) == mine["requeued"]
 
 
-def counted(folder: Path, since: float) -> dict:
-    """Counts a requeue of this process's job and returns its "job". since: when this process began (Unix
-    time); a run whose owner was not seen after it has not trained."""
+def counted(folder: Path) -> dict:
+    """Counts a requeue of this process's job and returns its "job". idle: of how many lives in a row none has
+    trained further than those before."""
     folder = Path(folder)
     path = folder / "status.json"
     folder.mkdir(parents=True, exist_ok=True)
+    reached = _reached(folder)
     with locked(folder):
         status = status_of(path)
         job = own_job(status) or {"id": places.job_id(), "cluster": places.manager()}
-        idle = 0 if ((status.get("owner") or {}).get("heartbeat") or 0) >= since else job.get("idle", 0) + 1
-        job |= {"requeues": job.get("requeues", 0) + 1, "idle": idle}
+        idle = 0 if reached > job.get("reached", 0) else job.get("idle", 0) + 1
+        job |= {"requeues": job.get("requeues", 0) + 1, "idle": idle, "reached": reached}
         status = {
             "format": runs.FORMAT,
             "state": "preempted",
@@ -251,6 +255,14 @@ def counted(folder: Path, since: float) -> dict:
         }
         write_status(path, status)
     return job
+
+
+def _reached(folder: Path) -> int:
+    """The position of the newest row of metrics.jsonl, which is written before each checkpoint; 0 = none."""
+    with contextlib.suppress(UserError):  # it cannot be read: not a reason to stay out of the queue
+        if found := re.findall(r'"position": ?(\d+)', files.read_tail(folder / "metrics.jsonl", TAIL)):
+            return int(found[-1])
+    return 0
 
 
 def local_job(pid: int) -> dict:

@@ -25,6 +25,9 @@ log = logging.getLogger("adabatch")
 
 def run(job: dict) -> dict | None:
     """Runs the job and returns the summary (of rank 0); any other end is an exit with its code."""
+    # `Stop` restores what it finds, and that must not be submitit's own handler: it would queue a job again
+    # whose run is over, or which has handed it over to the next.
+    signal.signal(signal.SIGUSR2, lambda *_: None)
     with Stop() as stop:
         signals.release()
         if places.manager() == "local":

@@ -22,7 +22,8 @@ SILENCE = (
 )
 SUSPECT = 10.0  # the same once a collective has failed, which proves that something is wrong
 GRACE = 5.0  # seconds that the main thread has to notice by itself; it is then taken to be stuck
-LAST = 45.0  # seconds for its last works once it has noticed
+LAST = 45.0  # seconds for its last words once it has noticed
+AWAY = 7200.0  # the same where a host is lost: SLURM is asked, and ends the process (`requeue.py`)
 VERDICT = 40.0  # seconds that a failed collective waits for the name of the lost rank
 WORDS = ("gloo", "nccl", "connection", "connect", "peer", "socket", "broken pipe", "timed out", "timeout")
 
@@ -159,7 +160,7 @@ class Watch:
         call, error = self.on_lost or log.error, failure(self.lost)
         thread = threading.Thread(target=call, args=(error,), daemon=True)
         thread.start()
-        thread.join(LAST if getattr(error, "away", False) else 2 * GRACE)
+        thread.join(AWAY if getattr(error, "away", False) else 2 * GRACE)
         os._exit(130 if isinstance(error, Interrupted) else 1)
 
     # --- the main thread

@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
     "cutting places losses student",
-    "noise files environment arguments labels suggestions",
+    "noise files environment arguments labels suggestions jobrecord",
     "console ledger layers convolution data checkpoint trackers ema optim targets profiles",
     "throughput persample machine logs watch pace",
     "runs models statistics flat measure meeting forecast",
@@ -94,6 +94,7 @@ LIGHT += [
     "console",
     "status",
     "slurm",
+    "jobrecord",
     "submission",
     "submitted",
     "requeue",

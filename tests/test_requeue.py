@@ -4,16 +4,14 @@ SLURM."""
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
-import slurm_runs
 
 import adabatch.submitted
-from adabatch import jobs, outcome, owner, places, requeue, runs, signals, slurm, submission
-from adabatch.errors import Interrupted, RankLost, UserError
+from adabatch import jobs, outcome, owner, places, requeue, runs, signals, slurm, watch
+from adabatch.errors import Interrupted, RankLost
 from adabatch.places import Place
 
 ALONE = Place("single", 0, 1, 0, 1, "a", 0)
@@ -29,7 +27,9 @@ def step(monkeypatch):
     asked = []
     monkeypatch.setattr(slurm, "states", lambda found: dict.fromkeys(found, "RUNNING"))
     monkeypatch.setattr(slurm, "requeue", lambda job: asked.append(job))
-    monkeypatch.setattr(requeue, "PATIENCE", 0.0)
+    monkeypatch.setattr(slurm, "ending", lambda job: False)
+    for name in ("PATIENCE", "UNKNOWN", "ASK"):
+        monkeypatch.setattr(requeue, name, 0.0)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     yield asked
     for number, handler in before.items():
@@ -134,7 +134,7 @@ def test_usr2_is_a_reason_only_where_somebody_manages_the_job(monkeypatch):
 def test_rank_0_queues_this_task_of_the_array_again(step, tmp_path):
     folder = submitted(tmp_path / "r")
     assert queued_again(folder)
-    assert step == ["10_2"] and signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    assert step == ["10_2"]
     assert status(folder)["job"]["requeues"] == 1
 
 
@@ -168,6 +168,60 @@ def test_where_slurm_refuses_the_run_says_how_to_go_on(step, tmp_path, monkeypat
     assert found["state"] == "interrupted" and "presently disabled" in found["error"]
 
 
+def test_sigterm_between_the_question_and_the_requeue_keeps_the_job_away(step, tmp_path, monkeypatch):
+    """It was cancelled just after SLURM had said that it runs."""
+
+    def states(found):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return dict.fromkeys(found, "RUNNING")
+
+    monkeypatch.setattr(slurm, "states", states)
+    with signals.Stop() as stop:
+        stop.told = stop.reason = "SIGUSR2"
+        assert requeue.leave(stop, ALONE, submitted(tmp_path / "r")) == 130
+    assert step == []
+
+
+def test_slurm_is_asked_until_it_answers(step, tmp_path, monkeypatch):
+    """Who ended meanwhile would not come back: a preempted job does only if it is killed."""
+    answers = [None, None, None, {"10_2": "RUNNING"}]
+    monkeypatch.setattr(slurm, "states", lambda found: answers.pop(0))
+    monkeypatch.setattr(requeue, "UNKNOWN", 60.0)
+    assert queued_again(submitted(tmp_path / "r")) and step == ["10_2"]
+    monkeypatch.setattr(slurm, "states", lambda found: None)
+    monkeypatch.setattr(requeue, "UNKNOWN", 0.5)
+    folder, began = submitted(tmp_path / "s"), time.monotonic()
+    assert requeue.leave(told("SIGUSR2"), ALONE, folder) == 130 and time.monotonic() - began > 0.4
+    assert step == ["10_2"] and "SLURM does not say" in status(folder)["error"]
+
+
+@pytest.mark.parametrize("ending, seconds", [(True, 60.0), (None, 1.2), (False, 0.3)])
+def test_who_waits_to_be_killed_waits_as_long_as_slurm_means_to(step, tmp_path, monkeypatch, ending, seconds):
+    """A site's time to save may be any; where SLURM has nothing of the kind in mind, a while is enough."""
+    asked = []
+    monkeypatch.setattr(slurm, "ending", lambda job: asked.append(job) or (ending and len(asked) < 9))
+    monkeypatch.setattr(requeue, "PATIENCE", 0.3)
+    monkeypatch.setattr(requeue, "UNKNOWN", 1.0)
+    began = time.monotonic()
+    assert requeue.leave(told("SIGTERM"), ALONE, submitted(tmp_path / "r")) == 130
+    took = time.monotonic() - began
+    assert set(asked) == {"10_2"} and (took > 2.4 if ending else took < seconds + 1)
+    assert ending is not None or took > 0.9
+
+
+def test_a_job_without_slurms_commands_is_told_what_that_means(step, tmp_path, monkeypatch):
+    monkeypatch.setattr(requeue.shutil, "which", lambda name: None if name == "sbatch" else name)
+    assert requeue.lacking(ALONE, False) is None
+    assert "sbatch cannot be found" in requeue.lacking(ALONE, True)
+    monkeypatch.setattr(requeue.shutil, "which", lambda name: None)
+    assert "squeue, scontrol cannot" in requeue.lacking(ALONE, False)
+    monkeypatch.setattr(jobs, "_owned", lambda *a: (a[3].release(), 0))
+    jobs.run_job({}, tmp_path / "r", [])
+    assert "squeue, scontrol cannot be found" in (tmp_path / "r" / "log.txt").read_text()
+    monkeypatch.delenv("SLURM_STEP_ID")
+    assert requeue.lacking(ALONE, True) is None
+
+
 @pytest.mark.parametrize("stop, place", [("SIGINT", ALONE), ("SIGUSR2", Place("local", 0, 2, 0, 2, "a", 1))])
 def test_ctrl_c_and_processes_with_a_parent_of_ours_just_end(step, tmp_path, stop, place):
     assert requeue.leave(told(stop), place, submitted(tmp_path / "r")) == 130 and step == []
@@ -185,125 +239,25 @@ def test_two_requeues_in_a_row_without_training_are_the_last(step, tmp_path, mon
     assert queued_again(folder) and status(folder)["job"]["idle"] == 1
     assert requeue.leave(told("SIGUSR2"), ALONE, folder) == 1
     assert status(folder)["state"] == "failed" and "too short" in status(folder)["error"] and len(step) == 1
-    # Where a run has trained since this process began, the count begins again.
-    found = status(folder)
-    runs.write_json(folder / "status.json", found | {"owner": {**owner.me(), "heartbeat": time.time()}})
+    # Where it has trained further, the count begins again; what an earlier life had trained counts once.
+    submitted(folder, idle=1)
+    (folder / "metrics.jsonl").write_text('{"event": "train", "position": 640, "epoch": 1.0}\n')
     assert queued_again(folder) and status(folder)["job"]["idle"] == 0
+    assert queued_again(folder) and status(folder)["job"]["idle"] == 1
 
 
-def test_a_run_keeps_its_job_through_its_states(step, tmp_path):
-    folder = submitted(tmp_path / "r", id=None, logs="/l/%j_*_log.*")
-    mine = owner.Owner.claim(folder)
-    assert status(folder)["state"] == "running" and status(folder)["job"]["id"] == "10_2"
-    mine.finish("preempted", "x")
-    assert status(folder)["job"]["submitted"] == 1.0
-
-
-def test_who_is_not_of_the_job_does_not_pass_for_it(tmp_path):
+def test_a_host_that_is_lost_again_and_again_is_no_reason_to_go_round_for_ever(step, tmp_path):
+    """Although each life took the folder over: a rank that is held up looks as if its host were down."""
     folder = submitted(tmp_path / "r")
-    owner.Owner.claim(folder).finish("finished")
-    assert "job" not in status(folder)
-
-
-def test_a_job_that_cannot_begin_says_so_in_its_folder(step, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise UserError("no such thing")
-
-    folder = submitted(tmp_path / "r")
-    monkeypatch.setattr(jobs, "_placed", refuse)
-    assert jobs.run_job({}, folder, [])[1] == 2
-    assert status(folder)["state"] == "failed" and status(folder)["error"] == "no such thing"
-
-
-def test_an_owner_elsewhere_whose_job_slurm_no_longer_knows_is_taken_over_at_once(tmp_path, monkeypatch):
-    record = {**owner.me(), "host": "elsewhere", "job": "99"}
-    runs.write_json(
-        tmp_path / "status.json", {"format": 1, "state": "running", "error": None, "owner": record}
-    )
-    monkeypatch.setattr(slurm, "states", lambda found: None)  # cannot be asked
-    assert owner.in_use(tmp_path)
-    monkeypatch.setattr(slurm, "states", lambda found: {"99": "RUNNING"})
-    assert owner.in_use(tmp_path)
-    monkeypatch.setattr(slurm, "states", lambda found: {"99": "CANCELLED"})
-    assert owner.in_use(tmp_path) is None
-
-
-def test_an_announcement_is_taken_back_unless_the_job_was_faster(tmp_path, step):
-    job = {"id": None, "cluster": "slurm", "logs": "/l/%j_*", "submitted": time.time()}
-    one = submission.Announced(tmp_path / "new", dict(job))
-    assert "is submitting it" in submission.unneeded(tmp_path / "new")
-    one.withdraw()
-    assert not (tmp_path / "new").exists()
-    two = submission.Announced(tmp_path / "new", dict(job))
-    owner.Owner.claim(tmp_path / "new").finish("finished")
-    two.submitted(id="5")
-    two.withdraw()
-    assert status(tmp_path / "new")["state"] == "finished" and status(tmp_path / "new")["job"]["id"] == "10_2"
-
-
-# -- submitit's local executor: real processes in the background
-
-
-def background(cwd, *overrides):
-    # `-m` stands first: Hydra's parser wants its options before the overrides.
-    words = [sys.executable, "-m", "adabatch", "-m", *slurm_runs.RUN, "hydra/launcher=local", *overrides]
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-def until(arrived, seconds: float = 90):
-    end = time.monotonic() + seconds
-    while not (found := arrived()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    return found
-
-
-@pytest.mark.slow
-def test_a_job_in_the_background_goes_on_after_usr2_bit_for_bit(tmp_path):
-    cwd = slurm_runs.place(tmp_path / "a", slow=3)  # the first job is still at it after a second command
-    text = background(cwd, "seed=0,1")
-    found = [(job, cwd / folder) for job, folder in slurm_runs.listed(text)]
-    assert f"cancel: kill {found[0][0]} {found[1][0]}" in text
-    try:
-        until(lambda: any(slurm_runs.begun(folder) for _, folder in found))
-        # One at a time, whichever came first.
-        (job, folder), (_, second) = sorted(found, key=lambda one: not slurm_runs.begun(one[1]))
-        assert runs.Run(second).state == "submitted"
-        assert background(cwd, "seed=0,1").count("not submitted again") == 2
-        (task,) = map(int, subprocess.check_output(["pgrep", "-P", job], text=True).split())
-        os.kill(task, signal.SIGUSR2)
-        until(lambda: (runs.Run(folder).status.get("job") or {}).get("requeues") == 1)
-        (cwd / "slow").unlink()
-        for each in (folder, second):
-            until(lambda each=each: runs.Run(each).state == "finished")
-    finally:
-        for job, _ in found:
-            subprocess.run(["kill", job], capture_output=True)
-    assert "resumed at position" in (folder / "log.txt").read_text()
-    alone = slurm_runs.place(tmp_path / "b", slow=0)
-    seed = runs.Run(folder).config["seed"]
-    words = [sys.executable, "-m", "adabatch", *slurm_runs.RUN, f"seed={seed}"]
-    subprocess.run(words, cwd=alone, capture_output=True, check=True, timeout=120)
-    (reference,) = alone.glob("outputs/*-????????")
-    assert slurm_runs.bits(folder) == slurm_runs.bits(reference)
-
-
-@pytest.mark.slow
-def test_a_job_in_the_background_survives_its_terminal_and_can_be_ended(tmp_path):
-    cwd = slurm_runs.place(tmp_path)
-    words = [sys.executable, "-m", "adabatch", "-m", *slurm_runs.RUN, "hydra/launcher=local", "wait=true",
-             "hardware.processes=2"]  # fmt: skip
-    shell = subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    folder = until(lambda: next(cwd.glob("outputs/*-????????"), None))
-    until(lambda: slurm_runs.begun(folder))
-    os.killpg(shell.pid, signal.SIGINT)  # Ctrl-C in its terminal
-    assert shell.wait(30) == 130
-    time.sleep(2)
-    assert runs.Run(folder).state == "running"
-    job = runs.Run(folder).status["job"]["id"]
-    os.kill(int(job), signal.SIGTERM)
-    until(lambda: runs.Run(folder).state == "interrupted")
-    until(lambda: places.started(int(job)) is None)
+    for life in range(requeue.IDLE):
+        owner.Owner.claim(folder).finish("preempted")
+        stop = signals.Stop()
+        stop.told = signals.AGAIN  # nobody sent a signal
+        if life < requeue.IDLE - 1:
+            with pytest.raises(SystemExit):
+                requeue.leave(stop, ALONE, folder)
+    assert requeue.leave(stop, ALONE, folder) == 1 and len(step) == requeue.IDLE - 1
+    assert status(folder)["state"] == "failed" and "lost a host 2 times" in status(folder)["error"]
 
 
 def test_a_job_that_lost_a_host_is_queued_again_and_other_lost_ranks_are_failures(
@@ -317,3 +271,19 @@ def test_a_job_that_lost_a_host_is_queued_again_and_other_lost_ranks_are_failure
     for name in STEP:
         monkeypatch.delenv(name)
     assert outcome.reason(away) is None and outcome.outcome(away, tmp_path, "adabatch")[0] == "failed"
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_job_that_lost_a_host_has_the_time_to_queue_itself_again(monkeypatch, away):
+    """SLURM may take a minute to answer; the last words of other ends are bounded."""
+    done, ended = [], []
+    monkeypatch.setattr(watch, "LAST", 0.1)
+    monkeypatch.setattr(watch, "GRACE", 0.05)
+    monkeypatch.setattr(watch.os, "_exit", lambda code: ended.append(list(done)))
+    one = watch.Watch.__new__(watch.Watch)
+    one.lost, one.on_lost = (
+        {"rank": 1, "message": "rank 1 is silent", "away": away},
+        lambda error: done.append(time.sleep(0.6)),
+    )
+    one._end()
+    assert ended == [[None] if away else []]
