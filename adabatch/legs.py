@@ -4,12 +4,14 @@ A leg is a stretch of a run on one number of processes. It ends before the first
 suits; what is computed does not depend on that number, so the joins leave no trace but rounding. No torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adabatch import profiles
 from adabatch.errors import UserError
 from adabatch.phases import phases
 from adabatch.throughput import knee
+
+MOST = 24  # jobs of a chain
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,38 @@ class Leg:
 
 
 def legs(schedule, by: Rule) -> list[Leg]:
-    """The legs of an open-loop schedule; of a closed loop the first, since nobody knows the others."""
-    closed = is_closed(schedule)
+    """The legs of an open-loop schedule; of a closed loop the first, since nobody knows the others.
+    UserError: they are too many."""
+    parts = phases(schedule)[: 1 if is_closed(schedule) else None]
+    if len(found := _cut(parts, by)) <= MOST:
+        return found
+    samples = by.samples
+    while len(_cut(parts, replace(by, samples=samples))) > MOST:
+        samples *= 2
+    raise UserError(
+        f"hardware.phases makes at most {MOST} jobs of a run, since each of them waits in the queue and "
+        f"starts anew; with a process for each {by.samples} samples of a batch this schedule makes "
+        f"{len(found)}. Take hardware.phases={samples}, a growth in larger steps, or one job: "
+        "hardware.phases=null"
+    )
+
+
+def _cut(parts, by: Rule) -> list[Leg]:
+    """The legs of these phases, neighbours of one number of processes joined."""
     found: list[Leg] = []
-    for phase in phases(schedule)[: 1 if closed else None]:
+    for phase in parts:
         suits = by.processes(phase.batch_size)
         if found and found[-1].processes == suits:
             found[-1] = Leg(found[-1].start, suits, max(found[-1].batch, phase.batch_size))
         else:
             found.append(Leg(phase.start, suits, phase.batch_size))
     return found
+
+
+def remaining(cut: list[Leg], position: int) -> list[Leg]:
+    """The legs of which something is left to train at this position; the last one always."""
+    ends = [leg.start for leg in cut[1:]]
+    return [leg for leg, end in zip(cut, ends) if end > position] + cut[-1:]
 
 
 def suiting(leg: dict | None, world: int):

@@ -1,19 +1,11 @@
 """The launcher: what is submitted and what is not, as sbatch and SLURM see it. The jobs are held and never
 run."""
 
-import json
-import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import slurm_runs
-from slurm import ADABATCH
 
 from adabatch import runs
 
@@ -179,126 +171,3 @@ def test_the_jobs_environment_is_not_that_of_the_submitting_one(cluster, cwd):
     assert seen["KEPT"] == "1" and seen["SLURM_JOB_ID"] == job
     assert not {"MASTER_ADDR", "MASTER_PORT", "SUBMITIT_PREEMPT_SIGNAL", "SRUN_CPUS_PER_TASK"} & set(seen)
     assert seen.get("CUDA_VISIBLE_DEVICES") != "3"
-
-
-def plain(cwd, *overrides, path=None):
-    """The command on a machine without SLURM."""
-    where = path or os.path.dirname(sys.executable)
-    env = os.environ | {"PATH": where}
-    words = [
-        *ADABATCH,
-        *(o for o in overrides if o == "-m"),
-        *slurm_runs.RUN,
-        *(o for o in overrides if o != "-m"),
-    ]
-    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
-
-
-def test_ctrl_c_while_jobs_are_submitted_leaves_none_untold(cwd, tmp_path):
-    """sbatch, which the terminal interrupts too, is let through; the second array is not submitted."""
-    stand_ins = tmp_path / "bin"
-    stand_ins.mkdir()
-    calls = tmp_path / "calls"
-    for name, lines in (
-        ("srun", "exit 9"),
-        ("sbatch", f"echo >> {calls}; sleep 2; echo Submitted batch job 41"),
-    ):
-        (stand_ins / name).write_text(f"#!/bin/sh\n{lines}\n")
-        (stand_ins / name).chmod(0o755)
-    words = (*ADABATCH, "-m", *slurm_runs.RUN, "seed=0,1", "hardware=slurm", "hardware.nodes=1,2")
-    env = os.environ | {"PATH": f"{stand_ins}:{os.environ['PATH']}"}
-    with subprocess.Popen(words, cwd=cwd, env=env, start_new_session=True, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
-        until = time.monotonic() + 60
-        while not calls.exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        out, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "interrupted; submitted 2 jobs as array 41" in out and "cancel: scancel 41" in out, out
-    assert len(calls.read_text()) == 1 and "Traceback" not in errors
-    states = {folder.name: runs.Run(folder).status for folder in folders(cwd)}
-    assert sorted(s["job"]["id"] for s in states.values()) == ["41_0", "41_1"]
-
-
-def test_a_machine_without_sbatch(cwd):
-    done = plain(cwd, "hardware=slurm")
-    assert done.returncode == 2 and folders(cwd) == []
-    assert len(done.stderr.splitlines()) == 1 and "sbatch and srun are not on this machine" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "overrides, words",
-    [
-        (("hardware=cpu,slurm", "-m"), "one launcher starts all jobs of a multirun"),
-        (("hardware=slurm", "hardware.nodes=0"), "hardware.nodes is a whole number above 0"),
-        (("hardware=slurm", "hardware.nodes=2", "hardware.processes=3"), "a multiple of hardware.nodes=2"),
-        (("hardware=slurm", "hydra.launcher.timeout_min=2"), "before it has begun"),
-        (("hydra/launcher=local", "-m", "hardware=slurm", "hardware.nodes=2"), "has one node"),
-        (("hardware=cpu", "hardware.nodes=2"), "nodes"),
-        (("hardware=slurm", "hydra.launcher.partitoin=x"), "partitoin"),
-        (("hardware=slurm", "hydra.launcher.gpus_per_node=a100:2"), "additional.gres='gpu:a100:2'"),
-        (("hardware=slurm", "hydra.launcher.timeout_min=2:00:00"), "timeout_min=120"),
-        (("hydra/launcher=local", "-m", "hydra.launcher.array_parallelism=0"), "from 1, got 0"),
-        (("hardware=slurm", "hydra.run.dir=here"), "take hydra.sweep.dir=FOLDER"),
-    ],
-)
-def test_what_no_job_can_be_is_said_before_anything_is_made(cwd, tmp_path, overrides, words):
-    stand_ins = tmp_path / "bin"
-    stand_ins.mkdir()
-    for name in ("sbatch", "srun"):
-        (stand_ins / name).write_text("#!/bin/sh\nexit 9\n")
-        (stand_ins / name).chmod(0o755)
-    done = plain(cwd, *overrides, path=stand_ins)
-    assert done.returncode == 2 and words in done.stderr, done.stderr
-    assert folders(cwd) == []
-
-
-def test_a_sweeper_that_needs_results_must_wait(cwd):
-    """Hydra's own example of another sweeper is not installed: a subclass in its namespace stands for one."""
-    package = cwd / "hydra_plugins/other_sweeper"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(
-        "from hydra._internal.core_plugins.basic_sweeper import BasicSweeper\n\n\nclass "
-        "Other(BasicSweeper):\n    pass\n"
-    )
-    more = ("hydra/launcher=local", "hydra.sweeper._target_=hydra_plugins.other_sweeper.Other", "-m")
-    done = plain(cwd, *more)
-    assert done.returncode == 2 and "nothing may choose by the test set" in done.stderr, done.stderr
-    done = plain(cwd, *more, "dataset.validation=100")
-    assert done.returncode == 2 and "take wait=true" in done.stderr, done.stderr
-    assert folders(cwd) == []
-
-
-def test_the_plugin_is_found_and_light():
-    """Hydra loads it at every start of the command."""
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, hydra_plugins.adabatch_launcher as one, adabatch\n"
-        "from hydra.core.plugins import Plugins\n"
-        "from hydra.plugins.launcher import Launcher\n"
-        "print(sorted(c.__name__ for c in Plugins.instance().discover(Launcher) if 'adabatch' in "
-        "c.__module__))\n"
-        "print(sorted({'submitit', 'torch', 'cloudpickle'} & set(sys.modules)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["['LocalLauncher', 'SlurmLauncher']", "[]"]
-
-
-def test_a_job_is_plain_data(monkeypatch, tmp_path):
-    """No class of ours or of the user's is in what travels: the node imports only adabatch."""
-    import pickletools
-
-    import cloudpickle
-    from hydra_plugins.adabatch_launcher._launch import Job
-
-    import adabatch.submitted
-
-    job = Job(["seed=0"], {"seed": 0}, (), tmp_path, {"nodes": 1})
-    data = cloudpickle.dumps((adabatch.submitted.run, job.payload(("hydra.sweep.dir=x",))))
-    names = [argument for code, argument, _ in pickletools.genops(data) if "UNICODE" in code.name]
-    assert "adabatch.submitted" in names and not [n for n in names if "hydra" in n and "sweep.dir" not in n]
-    assert json.loads(json.dumps(job.payload()))["folder"] == str(tmp_path)
-    assert shutil.which("true")

@@ -1,11 +1,13 @@
 """How a run is cut into jobs of different sizes."""
 
+import re
+
 import profile_files
 import pytest
 
 from adabatch import config, profiles
 from adabatch.errors import UserError
-from adabatch.legs import Leg, Rule, legs, rule, suiting
+from adabatch.legs import Leg, Rule, legs, remaining, rule, suiting
 from adabatch.schedules.core import Schedule, walk
 from adabatch.schedules.curves import LinearRamp
 from adabatch.schedules.factors import Constant, Steps
@@ -111,6 +113,21 @@ def test_a_smooth_growth_has_a_leg_for_each_number_and_every_batch_suits_its_leg
     for start, _, setting in walk(schedule):
         leg = [leg for leg in found if leg.start <= start][-1]
         assert by.processes(setting.divisor) == leg.processes and setting.divisor <= leg.batch
+
+
+def test_a_growth_in_too_many_steps_is_refused_with_their_number():
+    schedule = adabatch(growth=LinearRamp(to=6400, over=5), samples=50_000)
+    with pytest.raises(UserError, match="at most 24 jobs .* makes (\\d+)") as told:
+        legs(schedule, Rule(64, 100, 100))
+    assert int(re.search(r"makes (\d+)\.", str(told.value))[1]) > 24
+    samples = int(re.search(r"hardware.phases=(\d+)", str(told.value))[1])
+    assert len(legs(schedule, Rule(samples, 100, 100))) <= 24  # as it says
+
+
+@pytest.mark.parametrize("position, left", [(0, 3), (2000, 3), (2048, 2), (4000, 2), (4096, 1), (6000, 1)])
+def test_what_is_left_of_a_run_that_has_come_so_far(position, left):
+    cut = [Leg(0, 1, 64), Leg(2048, 2, 128), Leg(4096, 4, 256)]
+    assert remaining(cut, position) == cut[-left:]
 
 
 def test_a_closed_loop_only_grows():

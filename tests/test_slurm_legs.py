@@ -86,6 +86,20 @@ def test_several_runs_are_an_array_for_each_leg(cluster, tmp_path):
         assert worlds(path.parent) == [(32, 1), (64, 2), (128, 4)]
 
 
+def test_one_member_of_an_array_of_chains_fails_and_the_other_goes_on(cluster, tmp_path):
+    """Its later jobs leave the queue by themselves; the other's are not touched by that."""
+    place = tmp_path / "chain"
+    place.mkdir()
+    line = (*ADABATCH, *RUN, *CHAIN, *OPEN, "schedule.base_lr=0.05,1e30", "wait=true")
+    done = cluster.run(*line, cwd=place, check=False, seconds=400)
+    assert done.returncode == 1 and "as array" in done.stdout, done.stderr
+    found = {runs.Run(path.parent).state: path.parent for path in place.glob("outputs/*/status.json")}
+    assert set(found) == {"finished", "diverged"}
+    assert worlds(found["finished"]) == [(32, 1), (64, 2), (128, 4)]
+    cluster.until(lambda: not cluster.run("squeue", "-h").stdout, 60, lambda: cluster.run("squeue").stdout)
+    assert not [row for row in runs.Run(found["diverged"]).rows if row.get("world_size", 1) > 1]
+
+
 def test_a_closed_loop_submits_the_larger_job_itself(cluster, tmp_path):
     _, place = submitted(cluster, tmp_path / "chain", *CLOSED, "wait=true")
     chained = only(place)
@@ -102,9 +116,8 @@ def test_a_leg_that_is_refused_leaves_nothing_in_the_queue(cluster, tmp_path):
     done = cluster.run(*line, cwd=tmp_path / "chain", check=False, seconds=120)
     assert done.returncode == 2 and "sbatch refuses" in done.stderr, done.stderr
     cluster.until(lambda: not cluster.run("squeue", "-h").stdout, 30)
-    (path,) = (tmp_path / "chain").glob("outputs/*/status.json")
-    status = runs.read_json(path)
-    assert status["state"] == "interrupted" and "not submitted" in status["error"]
+    assert not list((tmp_path / "chain").glob("outputs/*-????????"))  # as a single job that is refused
+    assert "scancel" not in done.stderr  # SLURM says that the first leg is gone
 
 
 def slowly(cluster, place):

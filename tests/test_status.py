@@ -184,10 +184,32 @@ def test_failed_shows_errors_logs_and_the_command_that_resumes(tmp_path, capsys)
     place = OverridesParser.create().parse_override(overrides[2])
     assert (place.key_or_group, place.value()) == ("hydra.run.dir", name)
     assert failed.resume(Path("outputs/stopped")) == "adabatch seed=0"  # where the command puts it by itself
-    submitted = make(tmp_path / "far" / "run-01234567", "failed", overrides=["hardware=slurm", "seed=1"])
-    assert (
-        failed.resume(submitted.relative_to(tmp_path)) == "adabatch hardware=slurm seed=1 hydra.sweep.dir=far"
-    )
+
+
+@pytest.mark.parametrize(
+    "typed, named, again",
+    [
+        (["hardware=slurm", "seed=1"], None, ""),  # its status.json says nothing of a job any more
+        (["hardware=ours"], ["hydra.launcher.partition=gpu"], "hydra.launcher.partition=gpu"),
+        (["seed=1"], ["hydra/launcher=local", "hydra.mode=MULTIRUN"], None),
+        (["seed=1"], ["hydra.launcher.setup=[a b]", "hydra.sweep.dir=x", "--config-dir", "c"],
+         "'hydra.launcher.setup=[a b]' --config-dir c"),
+        (["seed=1"], ["hydra/launcher=local", 5], ""),  # a stranger's folder
+    ],
+)  # fmt: skip
+def test_a_submitted_run_is_resumed_by_who_submitted_it_and_as_it_was(tmp_path, typed, named, again):
+    again = " ".join(named) if again is None else again
+    job = None if named is None else submitted("12") | {"named": named}
+    folder = make(tmp_path / "far" / "run-01234567", "failed", overrides=typed, job=job)
+    words = [shlex.join(["adabatch", *typed]), *([again] if again else []), "hydra.sweep.dir=far"]
+    assert failed.resume(folder.relative_to(tmp_path)) == " ".join(words)
+
+
+def test_a_run_whose_folder_was_named_is_resumed_in_it(tmp_path):
+    job = submitted("12") | {"named": ["hydra/launcher=local", "hydra.sweep.dir=x", "hydra.sweep.subdir=y"]}
+    make(tmp_path / "x/y", "failed", job=job)
+    words = "adabatch seed=0 hydra/launcher=local hydra.sweep.dir=x hydra.sweep.subdir=y"
+    assert failed.resume(Path("x/y")) == words
 
 
 def test_watch_in_a_pipe_prints_changes_and_ends_with_the_last_run(tmp_path):

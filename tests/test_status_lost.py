@@ -78,6 +78,30 @@ SACCT = """\
 """
 
 
+@pytest.mark.parametrize(
+    "reason, ago, words",
+    [
+        ("Resources", 9999, None),
+        ("Dependency", 9999, None),
+        ("JobHeldUser", 5, None),  # a chain that is being submitted
+        ("JobHeldUser", 9999, "scontrol release 12"),
+        ("JobHeldAdmin", 9999, "scontrol release 12"),
+        ("launch failed requeued held", 9999, "scontrol release 12"),
+        ("DependencyNeverSatisfied", 5, "scancel 12"),
+    ],
+)
+def test_a_job_that_no_time_lets_begin_is_told_with_the_way_out(
+    tmp_path, capsys, monkeypatch, reason, ago, words
+):
+    row = f"12|12|PENDING|{reason}\n"
+    monkeypatch.setenv("PATH", str(fake_slurm(tmp_path / "bin", row)) + ":/usr/bin:/bin")
+    make(tmp_path / "run", "submitted", job=submitted("12", ago=ago))
+    found = told(capsys, tmp_path / "run")["run"]
+    assert found["state"] == "submitted" and found["going"] is (words is None)
+    assert found["detail"] == f"PENDING: {reason}" and (words or "") in (found["error"] or "")
+    assert command.command([str(tmp_path / "run"), "--exit-code"]) == (1 if words else 3)
+
+
 def test_what_slurm_says_of_every_kind_of_job(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(fake_slurm(tmp_path / "bin", SQUEUE, SACCT)) + ":/usr/bin:/bin")
     again = "PENDING: BeginTime, requeued"

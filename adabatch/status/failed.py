@@ -43,7 +43,7 @@ def resume(folder: Path) -> str | None:
     """The command that goes on with the run, quoted for a shell; None where the folder does not say what was
     typed."""
     try:
-        overrides = runs.Run(folder).overrides
+        overrides, (swept, launched) = runs.Run(folder).overrides, _launched(folder)
         if not (folder / "overrides.yaml").is_file():
             return None
     except (UserError, OSError, TypeError):
@@ -51,13 +51,24 @@ def resume(folder: Path) -> str | None:
     default = Path("outputs").resolve() / folder.name
     if "${" in str(folder) or "\\" in str(folder):  # OmegaConf and Hydra would read it otherwise
         return None
-    # A multirun, as hardware=slurm is one, finds the run's folder in the sweep's by the run's identity.
-    swept = any(line.startswith("hardware=slurm") for line in overrides)
+    # A multirun, as a submitted run is one, finds the run's folder in the sweep's by the run's identity.
+    named = any(line.lstrip("+").startswith("hydra.sweep.subdir=") for line in launched)
     key, where = ("hydra.sweep.dir", folder.parent) if swept else ("hydra.run.dir", folder)
     place = [] if folder.resolve() == default else [f"{key}={_quoted(str(where))}"]
-    command = shlex.join(["adabatch", *overrides, *place])
+    place += [f"hydra.sweep.subdir={_quoted(folder.name)}"] if named else []
+    launched = [line for line in launched if not line.lstrip("+").startswith("hydra.sweep.")]
+    command = shlex.join(["adabatch", *overrides, *launched, *place])
     # A command that was changed to be shown is no command.
     return words.line(command, 20_000) if command.isprintable() else None
+
+
+def _launched(folder: Path) -> tuple[bool, list[str]]:
+    """Whether a launcher submitted the run, and with which of Hydra's own overrides (`_launch._named`)."""
+    job = (runs.Run(folder).status or {}).get("job")
+    named = job.get("named") if isinstance(job, dict) else None
+    good = isinstance(named, list) and all(isinstance(line, str) for line in named)
+    typed = runs.Run(folder).overrides  # a folder whose status.json was lost says no more than this
+    return isinstance(job, dict) or "hardware=slurm" in typed, named if good else []
 
 
 def _quoted(text: str) -> str:

@@ -10,7 +10,7 @@ import socket
 import time
 from dataclasses import dataclass
 
-from adabatch.files import number
+from adabatch.files import number as number_of
 from adabatch.owner import SILENCE
 from adabatch.places import started
 from adabatch.slurm import Answer, Job
@@ -18,6 +18,9 @@ from adabatch.status.facts import Facts
 from adabatch.status.words import age, first_line, line
 from adabatch.submission import FRESH
 
+# Of a job that waits: what no time cures, as squeue and scontrol spell it (with spaces or "_").
+HELD = ("jobheld", "launch_failed_requeued_held", "job_requeued_in_held_state", "jobholdmaxrequeue")
+NEVER = ("dependencyneversatisfied",)
 ASK = ("submitted", "running", "preempted")  # recorded states in which a job's state matters
 ORDER = (
     "finished", "interrupted", "preempted", "submitted", "running",
@@ -52,6 +55,17 @@ def jobs_of(runs: list[Facts]) -> list[str]:
     return [job for pair in asked for job in pair if job]
 
 
+def stuck(number, job: Job | None, since) -> str | None:
+    """Why a job that waits does so for ever, and the way out; None where it does not. since: when it was
+    submitted (unix time); the first jobs of chains are held while the later ones are submitted."""
+    reason = job.reason.lower().replace(" ", "_") if job and job.waits else ""
+    if reason.startswith(NEVER):
+        return f"job {number} waits for ever ({job.reason}): scancel {number}, then repeat the command"
+    if reason.startswith(HELD) and time.time() - (number_of(since) or 0) >= FRESH:
+        return f"job {number} is held ({job.reason}): scontrol release {number} lets it run, scancel ends it"
+    return None
+
+
 def judge(run: Facts, answer: Answer, now: float | None = None) -> Verdict:
     """The run's state at `now` (unix time)."""
     now = time.time() if now is None else now
@@ -70,8 +84,8 @@ def judge(run: Facts, answer: Answer, now: float | None = None) -> Verdict:
 def _seen(run: Facts, now: float) -> float | None:
     """Seconds since the last sign of life. For a running one the smaller of what its own clock and the file
     system's say; one that lies in the future comes from a wrong clock."""
-    beat = number(run.owner.get("heartbeat"))
-    signs = {"submitted": [number(run.submitted.get("submitted"))], "running": [beat, run.touched]}
+    beat = number_of(run.owner.get("heartbeat"))
+    signs = {"submitted": [number_of(run.submitted.get("submitted"))], "running": [beat, run.touched]}
     known = [sign for sign in signs.get(run.recorded, [beat]) if sign] or [run.touched]
     ages = [now - sign for sign in known if sign is not None and sign <= now]
     return min(ages) if ages else None if known == [None] else 0.0
@@ -80,7 +94,8 @@ def _seen(run: Facts, now: float) -> float | None:
 def _submitted(run: Facts, answer: Answer, seen: float | None) -> tuple:
     job = answer.of(run.job)
     if job and not job.ended:
-        return "submitted", True, str(job), ""
+        why = stuck(run.job, job, run.submitted.get("submitted"))
+        return "submitted", not why, str(job), why or ""
     if job:
         return "lost", False, "", f"job {run.job} ended before the run began ({job})"
     if run.job and answer.complete:
@@ -113,7 +128,8 @@ def _running(run: Facts, answer: Answer, seen: float | None) -> tuple:
         return "running", True, "", ""
     job = answer.of(run.owner_job, run.job) if run.owner_job else None
     if job and job.waits:
-        return "submitted", True, f"{job}, requeued", ""
+        why = stuck(run.owner_job, job, None)
+        return "submitted", not why, f"{job}, requeued", why or ""
     restarting = bool(job and not job.ended and run.job)  # an allocation of the user's outlives its runs
     if not owner:
         return "lost", False, "", "status.json says running and names no process"
@@ -132,7 +148,8 @@ def _running(run: Facts, answer: Answer, seen: float | None) -> tuple:
 def _preempted(run: Facts, answer: Answer, seen: float | None) -> tuple:
     known: Job | None = answer.of(run.job, run.owner_job)
     if known:
-        return "preempted", not known.ended, str(known), ""
+        why = stuck(run.job or run.owner_job, known, None)
+        return "preempted", not (known.ended or why), str(known), why or ""
     if not run.job and not run.owner_job:
         return "preempted", bool(_local_going(run, seen is None or seen >= FRESH)), "", ""
     gone = answer.complete

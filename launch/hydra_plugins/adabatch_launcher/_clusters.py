@@ -15,7 +15,7 @@ from hydra_plugins.adabatch_launcher._shell import apart, own_environment, undis
 
 from adabatch import submission
 from adabatch.errors import UserError
-from adabatch.owner import status_of
+from adabatch.owner import locked, status_of, write_status
 from adabatch.sharing import SHARED
 
 
@@ -28,10 +28,11 @@ def _files(group: list) -> Path:
     return folder
 
 
-def _announced(group: list, cluster: str, files: Path) -> list:
-    """The group's folders say that they are submitted. What somebody else has taken since leaves the group,
-    and a group of which nothing is left its folder for files."""
+def _announced(group: list, cluster: str, files: Path, named) -> list:
+    """The group's folders say that they are submitted, and with which of Hydra's own overrides. What somebody
+    else has taken since leaves the group, and a group of which nothing is left its folder for files."""
     job = {"id": None, "cluster": cluster, "logs": str(files / "%j_*_log.*"), "submitted": time.time()}
+    job["named"] = list(named)
     found, left = [], []
     try:
         for one in group:
@@ -42,15 +43,11 @@ def _announced(group: list, cluster: str, files: Path) -> list:
                 one.why = f"not submitted again: {error}"
                 one.record = status_of(one.folder / "status.json").get("job") or {}
                 one.job = one.record.get("id")
-    except BaseException as error:
+    except BaseException:
         for said in found:
             said.withdraw()
         shutil.rmtree(files, ignore_errors=True)
-        if not isinstance(error, OSError):
-            raise
-        raise UserError(
-            f"{error.filename} cannot be written ({error.strerror}): name another hydra.sweep.dir"
-        ) from error
+        raise
     group[:] = left
     if not group:
         shutil.rmtree(files, ignore_errors=True)
@@ -58,10 +55,26 @@ def _announced(group: list, cluster: str, files: Path) -> list:
 
 
 def _submitted(one, announced, **job) -> None:
+    one.job, one.announced = job["id"], announced
     announced.submitted(**job)
-    one.job = job["id"]
-    one.record = status_of(announced.path).get("job") or {}
-    one.record["logs"] = str(one.record.get("logs") or "").replace("%j", job["id"])
+    with locked(announced.folder):
+        status = status_of(announced.path)
+        one.record = status.get("job") or {}
+        if one.record.get("id") == one.job and "%j" in str(one.record.get("logs")):
+            # A job that was faster has filled in its id, and that only.
+            one.record["logs"] = str(one.record["logs"]).replace("%j", one.job)
+            write_status(announced.path, status)
+
+
+def taken_back(one) -> None:
+    """The folder of a job that was submitted and cancelled before it could begin is as it was before."""
+    said = one.announced
+    with locked(said.folder):
+        status = status_of(said.path)
+        record = status.get("job") or {}
+        if status.get("state") == "submitted" and record.get("id") == one.job:
+            write_status(said.path, status | {"job": record | {"id": None}})
+    said.withdraw()
 
 
 class Slurm:
@@ -99,7 +112,7 @@ class Slurm:
         executor = submitit.SlurmExecutor(folder=files, python=_deaf(_options.python(shape)))
         executor.update_parameters(**_options.parameters(shape, files))
         with undisturbed():
-            announced = _announced(group, "slurm", files) if announce else []
+            announced = _announced(group, "slurm", files, named) if announce else []
             if not group:
                 return []
             told = io.StringIO()
@@ -113,13 +126,14 @@ class Slurm:
                 if not isinstance(error, Exception):
                     raise
                 raise UserError(_refusal(error, told.getvalue(), len(group))) from error
-            for one, job, said in zip(group, made, announced):
-                _submitted(one, said, id=job.job_id)
-            for one, job in zip(group, made):
+            for one, job in zip(group, made):  # all of them, before a folder that fails can end this
                 logs = str(files / f"{job.job_id}_*_log.*")
                 one.chain.append(
                     {"id": job.job_id, "logs": logs, "processes": shape["nodes"] * shape["tasks"]}
                 )
+                one.job, one.record = one.chain[0]["id"], one.record or {"logs": logs}
+            for one, said in zip(group, announced):
+                _submitted(one, said, id=one.job)
         return [job.job_id for job in made]
 
     def told(self, group: list) -> str:
@@ -194,7 +208,7 @@ class Local:
         if shape["array_parallelism"] > 1:
             given[SHARED] = "1"
         slots = {"folder": str(files), "count": shape["array_parallelism"]}
-        announced = _announced(group, "local", files)
+        announced = _announced(group, "local", files, named)
         for number, (one, said) in enumerate(zip(group, announced)):
             payload = one.payload(named) | {"environment": given, "slots": slots}
             try:

@@ -13,11 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.adabatch_launcher import _clusters, _legs, _wait
+from hydra_plugins.adabatch_launcher._shell import ended_aloud
 from omegaconf import OmegaConf, open_dict
 
-from adabatch import claim, config, places, submission, submitted, sweep
+from adabatch import claim, config, places, slurm, submission, submitted, sweep
 from adabatch.errors import UserError
 from adabatch.logs import terminal
+from adabatch.status import verdict
 
 log = logging.getLogger("adabatch")
 
@@ -42,6 +44,7 @@ class Job:
     known: tuple | None = None  # whose the folder was when it was decided to submit (`submission.seen`)
     noted: dict = field(default_factory=dict)  # what else "job" of its status.json shall say
     chain: list = field(default_factory=list)  # its jobs as submitted: {"id", "logs", "processes"}
+    announced: object = None  # its folder as it was before (`submission.Announced`)
 
     @property
     def work(self):
@@ -72,17 +75,21 @@ def launch(launcher, job_overrides, first: int) -> list[JobReturn]:
     if len(set(folders := [str(job.folder) for job in jobs])) < len(jobs):
         twice = next(f for f in folders if folders.count(f) > 1)
         raise UserError(f"two jobs of this multirun are the same run: {twice}. Leave one out")
-    groups = shapes([job for job in jobs if needed(job)], cluster)
+    queue = Queue(jobs)
+    groups = shapes([job for job in jobs if needed(job, queue)], cluster)
+    prefix = ""
     try:
-        for group in groups:
-            _legs.submit(cluster, group, named)
-    except KeyboardInterrupt:
-        _told(jobs, groups, cluster, "interrupted; ")
+        with ended_aloud():
+            for group in groups:
+                _legs.submit(cluster, group, named)
+    except (KeyboardInterrupt, SystemExit):
+        prefix = "interrupted; "
         raise
-    except UserError as error:
-        _told(jobs, groups, cluster, "")
-        raise error
-    _told(jobs, groups, cluster)
+    except OSError as error:
+        what = f"{error.filename or jobs[0].folder.parent} cannot be written ({error.strerror})"
+        raise UserError(f"{what}: name another hydra.sweep.dir") from error
+    finally:  # whatever it was: nothing that waits in a queue may stay untold
+        _told(jobs, groups, cluster, prefix)
     if not launcher.config.get("wait"):
         return [
             JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=None) for job in jobs
@@ -119,14 +126,33 @@ def composed(launcher, overrides: list, number: int) -> Job:
     return one
 
 
-def needed(job: Job) -> bool:
+class Queue:
+    """What SLURM says of the jobs that these runs have already, asked once for all."""
+
+    def __init__(self, jobs: list[Job]):
+        ids = {found for job in jobs if (found := submission.queued(job.folder))}
+        self.answer = slurm.ask(ids)
+        self.living = dict.fromkeys(ids)
+        if self.answer.complete:
+            self.living = {i: not found.ended if (found := self.answer.of(i)) else False for i in ids}
+
+    def unneeded(self, folder: Path) -> str | None:
+        """`submission.unneeded`, and where its job waits for ever, that."""
+        number = submission.queued(folder)  # a job that another command has submitted since is asked about
+        why = submission.unneeded(folder, self.living if number in self.living else None)
+        record = submission.status_of(folder / "status.json").get("job") or {}
+        for_ever = why and verdict.stuck(number, self.answer.of(number), record.get("submitted"))
+        return f"{why}; {for_ever}" if for_ever else why
+
+
+def needed(job: Job, queue: Queue) -> bool:
     """Whether the job must be submitted, as far as can be said before its folder is taken for it."""
     job.known = submission.seen(job.folder)
     job.summary = claim.done(job.config, job.folder)
     if job.summary is not None:
         job.why = "finished already (restart=true runs it again)"
         return False
-    if job.folder.is_dir() and (why := submission.unneeded(job.folder)):
+    if job.folder.is_dir() and (why := queue.unneeded(job.folder)):
         job.why = f"not submitted again: {why}"
         job.record = (submission.status_of(job.folder / "status.json").get("job")) or {}
         job.job = job.record.get("id")
@@ -144,7 +170,9 @@ def shapes(jobs: list[Job], cluster) -> list[list[Job]]:
 
 
 def _named(tree) -> tuple:
-    """Hydra's own overrides that belong to the command that goes on: where the folders are."""
+    """Hydra's own overrides, as typed, that belong to the command that goes on with a run: who starts it,
+    with which options, and where the folders are. They travel with the job, whose last words name that
+    command, and stand in "job" of status.json, for `adabatch-status --failed`."""
     lines = OmegaConf.to_container(tree.hydra.overrides.hydra, resolve=False)
     for line in lines:
         if line.lstrip("+").startswith("hydra.run.dir"):
@@ -153,7 +181,11 @@ def _named(tree) -> tuple:
                 "folder hydra.sweep.dir/hydra.sweep.subdir: take hydra.sweep.dir=FOLDER for all runs, and "
                 "hydra.sweep.subdir=NAME to name the one"
             )
-    return tuple(line for line in lines if line.lstrip("+").startswith(("hydra.sweep.", "hydra.launcher")))
+    kept = ("hydra.mode=", "hydra/launcher=", "hydra.launcher", "hydra.sweep.")
+    found = [line for line in lines if line.lstrip("+~").startswith(kept)]
+    sources = OmegaConf.select(tree, "hydra.runtime.config_sources") or ()
+    own = [source.path for source in sources if source.provider == "command-line"]  # --config-dir
+    return (*found, *(("--config-dir", own[0]) if own else ()))
 
 
 def _told(jobs: list[Job], groups: list[list[Job]], cluster, prefix: str = "") -> None:

@@ -4,6 +4,7 @@ The jobs of an open loop are submitted together, each waiting for the one before
 in advance submits the next job itself when it comes to a batch that a larger number of processes suits.
 """
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -14,18 +15,26 @@ from adabatch import legs, places, plan, slurm, submission, submitted
 from adabatch.errors import UserError
 from adabatch.owner import status_of
 from adabatch.planning.job import samples_of
+from adabatch.status import facts
 
 log = logging.getLogger("adabatch")
 
 
 def planned(config: dict, shape: dict, folder: Path | None = None) -> tuple[tuple, dict | None]:
     """(numbers of processes, what the run must know of them); ((), None) where it keeps its number. folder:
-    of a run that goes on; a closed loop begins with as many as it had come to."""
+    of a run that goes on, with the leg that it had come to."""
     by = legs.rule(config, shape["nodes"] * shape["tasks"], shape["tasks"])
     if by is None:
         return (), None
     schedule = plan.schedule(config, samples_of(config["dataset"]))
-    found, closed = tuple(leg.processes for leg in legs.legs(schedule, by)), legs.is_closed(schedule)
+    cut, closed = legs.legs(schedule, by), legs.is_closed(schedule)
+    if not closed and folder is not None and (folder / "checkpoint.pt").is_file():
+        # Rows reach the disk before the checkpoint that counts them, and a leg that ends is saved: of a chain
+        # the last row is in the checkpoint's leg. Of another run, killed, it may be a leg too far; the first
+        # job then hands over to the number that suits.
+        trained = facts.read(folder)
+        cut = legs.remaining(cut, schedule.start(int((trained and trained.position) or 0)))
+    found = tuple(leg.processes for leg in cut)
     if closed and folder is not None:
         reached = (status_of(folder / "status.json").get("job") or {}).get("processes")
         if isinstance(reached, int) and reached > found[0]:
@@ -53,26 +62,40 @@ def submit(cluster, group: list, named) -> None:
     first, *later = group[0].legs
     shape = group[0].shape
     with undisturbed():
-        ids = cluster.submit(group, named, sized(shape, first, {"hold": True}, first=True))
-        if not group:
-            return
-        numbers = [_number(ids)]
         try:
+            ids = cluster.submit(group, named, sized(shape, first, {"hold": True}, first=True))
+            if not group:
+                return
+            number = _number(ids)
             for processes in later:
-                before = f"{'aftercorr' if len(group) > 1 else 'afterok'}:{numbers[-1]}"
+                before = f"{'aftercorr' if len(group) > 1 else 'afterok'}:{_number(ids)}"
                 options = {"dependency": before, "kill-on-invalid-dep": "yes"}
                 ids = cluster.submit(group, named, sized(shape, processes, options), announce=False)
-                numbers.append(_number(ids))
             for one in group:  # before the first may run, which must know whom it hands over to
                 submission.chained(one.folder, one.chain)
-            if not _options.held(shape["additional"]) and (why := slurm.release(numbers[0])):
+            if not _options.held(shape["additional"]) and (why := slurm.release(number)):
                 raise UserError(f"SLURM does not let the chain of jobs begin ({why})")
         except Exception as error:
-            slurm.cancel(numbers)
-            for one in group:
-                submission.gone(one.folder, one.job, f"its chain of jobs was not submitted: {error}")
-                one.job, one.chain = None, []
+            if left := _undone(group):
+                words = f"in the queue is left job {', '.join(left)}: scancel {' '.join(left)}"
+                raise UserError(f"{error}; {words}") from error
             raise
+
+
+def _undone(group: list) -> list[str]:
+    """Takes what was submitted of chains out of the queue; their folders are as before. Returns the jobs of
+    which SLURM does not say that they are gone: their folders still name them."""
+    ids = [leg["id"] for one in group for leg in one.chain]
+    if not ids:
+        return []
+    slurm.cancel(dict.fromkeys(_number([job]) for job in ids))
+    alive = slurm.alive(ids) or {}
+    for one in group:
+        if all(alive.get(leg["id"]) is False for leg in one.chain):
+            with contextlib.suppress(OSError):  # it cannot be written: the job that it names is gone
+                _clusters.taken_back(one)
+            one.job, one.chain = None, []
+    return list(dict.fromkeys(_number([leg["id"]]) for one in group for leg in one.chain))
 
 
 def _number(ids: list) -> str:

@@ -52,9 +52,13 @@ def own_environment():
 
 @contextlib.contextmanager
 def undisturbed():
-    """Ctrl-C and a hangup wait meanwhile, and spare sbatch: no job may be submitted without being told of."""
+    """Ctrl-C and a hangup wait meanwhile, and spare sbatch: no job may be submitted without being told of.
+    One inside another adds nothing: SIG_IGN, set again, would throw away what waits already."""
     held = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    if before.issuperset(held) and all(signal.getsignal(number) == signal.SIG_IGN for number in held):
+        yield
+        return
     # For children: a shell (sbatch is one at many sites) may lift a mask, but not what it finds ignored. A
     # blocked signal waits for this process all the same.
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in held}
@@ -64,6 +68,24 @@ def undisturbed():
         for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def ended_aloud():
+    """SIGTERM and SIGHUP, which would end the program without a word, end it like an error meanwhile, so that
+    what was submitted can be told."""
+
+    def end(number, _):
+        sys.exit(128 + number)
+
+    deadly = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    for number in deadly:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,10 @@ import logging
 import os
 import time
 
+from hydra_plugins.adabatch_launcher import _options
+
 from adabatch import owner, runs, slurm, submission
+from adabatch.status import verdict
 
 POLL, ASK = 2.0, 5.0  # seconds between two looks at the folders, and two questions to SLURM
 ENDS = {
@@ -25,7 +28,7 @@ def wait(jobs: list) -> list[dict]:
         ask = time.monotonic() - asked >= ASK
         asked = time.monotonic() if ask else asked
         known = {n: _status(job) for n, job in enumerate(jobs) if n not in records}
-        alive = _living([_job(jobs[n], status) for n, status in known.items()]) if ask else {}
+        alive, answer = _living([_job(jobs[n], s) for n, s in known.items()]) if ask else ({}, None)
         for number, status in known.items():
             job = jobs[number]
             state = status.get("state")
@@ -34,6 +37,8 @@ def wait(jobs: list) -> list[dict]:
                 log.info(f"job {_job(job, status).get('id') or job.job or number}: {state}")
             if state in ENDS and (job.summary or (ask and not alive.get(_job(job, status).get("id")))):
                 records[number] = _record(job, state, status.get("error"), ENDS[state])
+            elif ask and state not in ENDS and (why := _stuck(job, status, answer)):
+                records[number] = _record(job, state, why, 1)
             elif ask and state not in ENDS and _left(job, status, alive):
                 gone[number] = gone.get(number, 0) + 1
                 if gone[number] > 1:  # the first time its last word may have been on its way
@@ -55,12 +60,22 @@ def _job(job, status: dict) -> dict:
     return status.get("job") or job.record or {}
 
 
-def _living(found: list[dict]) -> dict[str, bool | None]:
+def _living(found: list[dict]) -> tuple[dict[str, bool | None], slurm.Answer]:
     """Of each job's id whether it still has something to do: also a run that has ended may, its report for
-    one. SLURM is asked once for all."""
+    one; and all that SLURM says, which is asked once for all."""
     asked = [record["id"] for record in found if record.get("id") and record.get("cluster") != "local"]
     own = {r["id"]: submission.alive(r) for r in found if r.get("id") and r.get("cluster") == "local"}
-    return ((slurm.alive(asked) or {}) if asked else {}) | own
+    answer = slurm.ask(asked)
+    alive = {i: bool((known := answer.of(i)) and not known.ended) for i in asked if answer.complete}
+    return alive | own, answer
+
+
+def _stuck(job, status: dict, answer: slurm.Answer) -> str | None:
+    """Why its job waits for ever, unless the user himself holds it."""
+    record = _job(job, status)
+    if _options.held(job.shape.get("additional")):
+        return None
+    return verdict.stuck(record.get("id"), answer.of(record.get("id")), record.get("submitted"))
 
 
 def _left(job, status: dict, alive: dict) -> bool:
