@@ -11,7 +11,7 @@ import torch
 
 from adabatch import runs
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def weights(folder) -> dict:
     return torch.load(folder / "weights.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_an_array_of_six_runs(cluster, cwd):
     """All six are told, are tasks of one job of which two run at a time, and each is the run it says."""
     more = ("-m", "seed=0,1,2", "schedule=fixed,adabatch", "hydra.launcher.array_parallelism=2", "wait=true")
@@ -51,8 +52,16 @@ def test_an_array_of_six_runs(cluster, cwd):
     assert {cluster.state(job) for job, _ in found} == {"COMPLETED"}
 
 
-@pytest.mark.parametrize("nodes", [2, 4])
-@pytest.mark.parametrize("how", ["precise", "ordered"])
+@pytest.mark.parametrize(
+    "nodes, how",
+    [
+        (2, "ordered"),  # in CI: the one that trains over nodes there
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((2, "precise"), (4, "precise"), (4, "ordered"))
+        ),
+    ],
+)
 def test_a_run_on_several_nodes_is_that_of_one_process(cluster, cwd, nodes, how):
     """One batch size throughout: float64 to 1e-10, ordered sums to the bit."""
     precise = ("hardware.precision=fp64",)
@@ -88,6 +97,7 @@ class Net(torch.nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_pickled_trains(cluster, cwd):
     """Only plain data travels: the nodes build it themselves, and a checkpoint holds its tensors."""
     (cwd / "locked.py").write_text(LOCKED)
@@ -107,6 +117,7 @@ def data(where):
 """
 
 
+@pytest.mark.slow
 def test_data_that_one_node_does_not_have(cluster, cwd, tmp_path):
     """The folder is there where one submits and on node1: the other node and the file are named."""
     (cwd / "stored.py").write_text(STORED)
@@ -130,6 +141,7 @@ def test_data_that_one_node_does_not_have(cluster, cwd, tmp_path):
     assert same == folder and runs.Run(folder).state == "finished"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full(cluster, cwd):
     """A real one, on node1 in the place of the run's folder, filled while the run trains there."""
     (cwd / "slow").write_text("0.5")
