@@ -22,6 +22,8 @@ from adabatch.owner import FULL
 from adabatch.places import manager
 from adabatch.signals import AGAIN, END
 
+DISK_FULL = "disk full"  # how its message begins
+
 
 def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int, str]:
     """(state, exit code, message) for what ended a run; state None when the folder is no longer ours."""
@@ -56,7 +58,7 @@ def outcome(error: BaseException, folder, command: str) -> tuple[str | None, int
         return (
             "failed",
             1,
-            f"disk full ({folder}): nothing before the last checkpoint is lost. Free some space. {again}",
+            f"{DISK_FULL} ({folder}): nothing before the last checkpoint is lost. Free some space. {again}",
         )
     if isinstance(error, OutOfMemory):
         return "out_of_memory", 1, f"{error}. {again}"

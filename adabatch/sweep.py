@@ -254,4 +254,5 @@ def _show() -> None:
     console.print(table(records))
     for number, record in enumerate(records):
         if record["error"]:
-            console.print(f"job {number}: {record['error'].splitlines()[0]}")
+            first = record["error"].splitlines()[0].partition(" Resume with")[0]  # by the sweep's command
+            console.print(f"job {number}: {first}")

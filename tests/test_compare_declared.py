@@ -1,5 +1,6 @@
 """compare.yaml, the order of runs, the search for learning rates, and what adabatch-report makes of them."""
 
+import errno
 import math
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import yaml
 from adabatch import UserError, files
 from adabatch.compare import asked, declare, jobs, tuning
 from adabatch.compare.arms import Arm
+from adabatch.outcome import outcome
 from adabatch.verdict import plan
 from adabatch.verdict.decide import decide
 from adabatch.verdict.folders import look
@@ -124,10 +126,10 @@ def test_every_block_has_every_arm_once_in_an_order_of_its_own():
 
 
 def test_what_is_to_be_done_with_a_run(tmp_path):
-    def left(state, summary=False, **given):
+    def left(state, summary=False, error=None, **given):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        files.write_json(folder / "status.json", {"format": 1, "state": state, "error": None, "owner": None})
+        files.write_json(folder / "status.json", {"format": 1, "state": state, "error": error, "owner": None})
         if summary:
             files.write_json(folder / "summary.json", {"format": 1})
         return jobs.Job(arm("a"), 0, folder=folder, **given)
@@ -140,6 +142,9 @@ def test_what_is_to_be_done_with_a_run(tmp_path):
         assert jobs.due(left(state), retry=(state,)) == jobs.TODO
         record = {"state": state}
         assert jobs.due(left(state, record=record), retry=(state,)) == jobs.DONE, "once in a command"
+    full = outcome(OSError(errno.ENOSPC, "No space left on device"), tmp_path, "again")[2]
+    assert jobs.due(left("failed", error=full)) == jobs.TODO, "its message says to go on"
+    assert jobs.due(left("failed", error=full, record={"state": "failed"})) == jobs.DONE
     assert jobs.due(left("submitted", record={"state": "running"})) == jobs.BUSY
     assert jobs.due(left("interrupted", record={"state": "in use"})) == jobs.TODO
     assert jobs.due(jobs.Job(arm("a"), 0)) == jobs.LATER

@@ -94,11 +94,11 @@ def listed(value) -> list:
         raise UserError(rule)
     for entry in value:
         if isinstance(entry, dict):
-            described(entry, "compare.arms")
             if not NAME.fullmatch(str(entry.get("name"))):
                 raise UserError(
                     f"an arm's name is 1 to 40 letters, digits, spaces and -_.=+, got {entry.get('name')!r}"
                 )
+            described(entry, "compare.arms")
         elif not isinstance(entry, str):
             raise UserError(rule)
     return value
@@ -111,6 +111,11 @@ def described(entry: dict, where: str) -> None:
             raise UserError(
                 f"{where}: an arm has the keys {', '.join(KEYS)}, got {key!r}.{suggest(key, KEYS)}"
             )
+    if bool(entry.get("control")) == bool(entry.get("overrides")):
+        got = "both" if entry.get("control") else "neither"
+        raise UserError(
+            f"{where}: an arm has overrides, or control and of, got {got} for {entry.get('name', 'it')}"
+        )
     lines = entry.get("overrides", [])
     if not isinstance(lines, list) or not all(isinstance(line, str) and "=" in line for line in lines):
         raise UserError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from adabatch import owner, slurm, submission
 from adabatch.compare.arms import Arm
+from adabatch.outcome import DISK_FULL
 
 SETTLED = ("failed", "diverged", "out_of_memory")  # outcomes that are not tried again without a word
 DONE, TODO, BUSY, LATER = "done", "to do", "busy", "waits"
@@ -53,6 +54,11 @@ def state(folder: Path | None) -> str | None:
     return None if folder is None else owner.status_of(folder / "status.json").get("state")
 
 
+def full_disk(folder: Path) -> bool:
+    """Whether the run failed by that: nothing is wrong with the run, and its message says to go on."""
+    return str(owner.status_of(folder / "status.json").get("error")).startswith(DISK_FULL)
+
+
 def living(every: list[Job]) -> dict[str, bool]:
     """{id: whether it runs or waits} of all jobs of a cluster that have these runs. SLURM is asked once."""
     found = [submission.queued(job.folder) for job in every if job.folder is not None]
@@ -84,7 +90,8 @@ def due(job: Job, retry=(), alive: dict | None = None, lost=frozenset()) -> str:
         return DONE
     if found in ("running", "submitted", "preempted") and submission.unneeded(job.folder, alive):
         return BUSY
-    if job.tried or own not in (None, "in use") or (found in SETTLED and found not in retry):
+    settled = found in SETTLED and found not in retry and not full_disk(job.folder)
+    if job.tried or own not in (None, "in use") or settled:
         return DONE
     if job.arm.name in lost:
         return DONE

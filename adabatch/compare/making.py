@@ -139,6 +139,8 @@ class Maker:
         if any(arm.of is not None and arm.of not in names for arm in self.arms):
             raise UserError("a control needs the arm that it is of among compare.arms")
         self.refuse_budgets()
+        if not any(arm.adaptive is False for arm in self.arms):
+            raise UserError("compare.arms has no fixed arm to compare with: add fixed, or mean_matched")
         return self.arms, self.notes
 
     def described(self, entry) -> dict:

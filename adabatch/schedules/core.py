@@ -32,7 +32,7 @@ def refuse_sizes(whole: dict, others: dict) -> None:
     """UserError for a batch size that is no whole number, and for anything that is not positive. None is
     absent."""
     for name, value in (whole | others).items():
-        if value is not None and not value > 0:
+        if value is not None and (isinstance(value, str) or not value > 0):
             raise UserError(f"{name} is positive, got {value}")
     for name, value in whole.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):

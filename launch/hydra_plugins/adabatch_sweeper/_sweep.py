@@ -239,7 +239,7 @@ class Comparison:
         from adabatch.verdict.command import command
 
         failed = [plans.state(path.parent) for path in self.folder.glob("*/status.json")].count("failed")
-        code = command([str(self.folder)])
+        code = max(command([str(self.folder)]), int(bool(failed)))
         if failed and "failed" not in self.asked.retry:
             why = f"adabatch-status --failed {folder} shows why"
             print(f"{failed} failed: {why}; compare.retry=[failed] with the same command tries again")
