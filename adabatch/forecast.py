@@ -164,11 +164,13 @@ def speed_up(slow: tuple, fast: tuple) -> tuple[float, float | None, float | Non
 
 @dataclass(frozen=True)
 class Bound:
-    """The most that this hardware can gain over `slow` at equal samples, and the batch that gains it."""
+    """The most that this hardware can gain over `slow` at equal samples, and the batch that gains it. reach:
+    the largest batch that the claim is for, where larger ones were asked for and not measured."""
 
     ratio: float
     batch_size: int
     slow: int
+    reach: int | None = None
 
 
 def upper_bound(pace: Pace, smallest: int, largest: int) -> Bound:
@@ -179,7 +181,7 @@ def upper_bound(pace: Pace, smallest: int, largest: int) -> Bound:
     known = sorted(b for b in sizes if not pace.alone(b).step(b).extrapolated) or sorted(sizes)
     rates = {b: pace.alone(b).throughput(b) for b in {*known, smallest}}
     best = max(known, key=rates.get)
-    return Bound(rates[best] / rates[smallest], best, smallest)
+    return Bound(rates[best] / rates[smallest], best, smallest, known[-1] if known[-1] < largest else None)
 
 
 def empirical(audits: list[float]) -> tuple[float, float] | None:

@@ -92,7 +92,20 @@ def test_the_bound_comes_first_and_names_the_fixed_batch(capsys, source):
     assert float(found[1]) == pytest.approx((step(16) / 16) / (step(1437) / 1437), rel=0.01)
     assert after.index("forecast") > after.index("attains")
     assert "device-hours" in after and "EUR" in after
-    assert "this one is faster by" in after
+    assert "this one is faster by" in after and "not measured" not in after and "(extra" not in after
+
+
+def test_batches_beyond_the_measured_ones_are_no_part_of_the_bound(capsys, tmp_path):
+    """Measured up to 64, planned up to 256."""
+    of = profiles.configured(resolved(*ADA))
+    given = followed(lambda m: A + B * m, C, sizes=(16, 32, 64), configuration=of, fits=4096)
+    source = written(tmp_path / "profile.json", given)
+    rows = planned(capsys, *ADA, "--profile", source)["forecast"]
+    assert rows["upper_bound"]["measured_to"] == rows["upper_bound"]["batch_size"] == 64
+    beyond = {row["batch_size"]: row["extrapolated"] for row in rows["speed_up_over"]}
+    assert not beyond[16] and not beyond[64] and beyond[256]
+    text = " ".join(said(capsys, *ADA, "--profile", source).split())
+    assert "were not measured (adabatch-profile --largest N)" in text and "fixed 256 (extrapolated)" in text
 
 
 def test_a_closed_loop_is_a_range(capsys, source):

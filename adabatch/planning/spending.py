@@ -21,12 +21,21 @@ def bound(plan: Plan) -> str:
     """What no schedule can exceed, and that a fixed batch attains it."""
     b = plan.forecast["upper_bound"]
     over, best = f"{b['over']:,}", f"{b['batch_size']:,}"
+    limit = ""
+    if b["measured_to"]:
+        limit = f"; larger batches than {b['measured_to']:,} were not measured (adabatch-profile --largest N)"
     if b["ratio"] <= 1:
-        return f"at most    1x: no larger batch trains faster here than the fixed batch {over}"
+        return f"at most    1x: no larger batch trains faster here than the fixed batch {over}{limit}"
     return (
         f"at most    {b['ratio']:.2f}x over batch {over} at equal samples, and the fixed batch {best} "
         "attains that: no schedule between them trains as many samples sooner (a target may come sooner)"
+        f"{limit}"
     )
+
+
+def named(row: dict) -> str:
+    """ "fixed 512 (extrapolated)"."""
+    return row["arm"] + " (extrapolated)" * row["extrapolated"]
 
 
 def spent(f: dict) -> str:
@@ -50,7 +59,7 @@ def text(plan: Plan, width: int) -> str:
     lines.append(wrapped(f"           on {f['machine']}, micro-batch {f['micro_batch']:,}", width))
     lines += [wrapped(f"           {note}", width) for note in notes(f)]
     if rows := f.get("speed_up_over"):
-        cells = [[r["arm"], f"{r['updates']:,}", duration(r["seconds"]), factor(r)] for r in rows]
+        cells = [[named(r), f"{r['updates']:,}", duration(r["seconds"]), factor(r)] for r in rows]
         lines += [
             "",
             *aligned([["arm", "updates", "training", "this one is faster by"], *cells], left=(0, 3)),

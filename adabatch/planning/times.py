@@ -98,7 +98,12 @@ def forecast_of(plan: Plan, pace, asked: Asked, audits: list[float]) -> dict:
         "profile": profiles.digest(pace.profile),
         "machine": machine(pace),
         "micro_batch": pace.micro_batch,
-        "upper_bound": {"ratio": bound.ratio, "batch_size": bound.batch_size, "over": bound.slow},
+        "upper_bound": {
+            "ratio": bound.ratio,
+            "batch_size": bound.batch_size,
+            "over": bound.slow,
+            "measured_to": bound.reach,
+        },
         "audits": len(audits),
         "measuring_known": not measuring.needs or pace.measuring(measuring.needs, smallest) is not None,
     }
@@ -165,7 +170,8 @@ def _ratio(slow: tuple, fast: tuple, of: str, batch: int) -> dict:
         ratio, low, high = forecast(*slow).seconds / forecast(*fast).seconds, None, None
     else:
         ratio, low, high = speed_up(slow, fast)
-    return {"arm": of, "batch_size": batch, "ratio": ratio, "low": low, "high": high}
+    beyond = not isinstance(slow[0], worlds.WorldPace) and slow[0].step(batch).extrapolated
+    return {"arm": of, "batch_size": batch, "ratio": ratio, "low": low, "high": high, "extrapolated": beyond}
 
 
 def _against_fixed(plan: Plan, pace) -> Plan:
