@@ -196,7 +196,11 @@ def test_not_resolvable_says_what_would_help():
     arms = [arm("fixed 32", 0.09, 150, wobble=wide), arm("adabatch 32-512", 0.09, 70, wobble=wide, shift=2)]
     found = decide(arms, replace(PLAN, looks=(5, 10, 20)))
     assert found.decision == "not resolvable" and found.seeds is None
-    assert found.sentence.startswith("not resolvable with 20 seeds: enlarge the evaluation set (adabatch")
+    # Their sd is 20 sqrt(2.5e-6) = 3.16 pp; of 10,000 samples at 9 % comes sqrt(0.09 / 20,000) = 0.212.
+    said = "runs of one arm differ by 3.16 pp, and 10,000 evaluated samples explain 0.212 pp: train longer"
+    assert found.sentence.startswith(f"not resolvable with 20 seeds: {said}")
+    small = decide(arms, replace(PLAN, looks=(5, 10, 20), evaluated=100))  # 2.12 of it
+    assert small.sentence.startswith("not resolvable with 20 seeds: enlarge the evaluation set (adabatch")
     near = decide(
         [SMALL, LARGE, arm("adabatch 32-512", 0.091, 96, shift=2)], replace(PLAN, looks=(5, 10, 20))
     )

@@ -17,6 +17,7 @@ from adabatch import runs
 from adabatch.verdict import command, formats, table
 from adabatch.verdict.arms import LOOKS
 from adabatch.verdict.folders import look
+from adabatch.verdict.plan import digest
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +117,14 @@ def test_one_run_says_what_is_missing(tmp_path, capsys):
     assert (folder / "report.json").is_file()
 
 
+def test_one_run_of_a_declared_comparison_is_told_as_that(tmp_path, capsys):
+    run(tmp_path, 0, (32,), 0.1, 9, config={"compare": {"arm": "fixed 32", "stage": "verdict"}})
+    arms = [{"name": name, "adaptive": name == "ada", "overrides": []} for name in ("fixed 32", "ada")]
+    content = {"delta": 1.0, "looks": [5], "arms": arms}
+    runs.write_yaml(tmp_path / "compare.yaml", {**content, "sha256": digest(content)})
+    assert report(capsys, tmp_path).startswith("interim, no verdict: no adaptive arm was run")
+
+
 def test_validation_has_a_verdict_of_its_own(tmp_path, capsys):
     """Test decides; the other split's verdict is a note, and may differ."""
     for seed in range(5):
@@ -185,6 +194,8 @@ def test_a_file_that_cannot_be_written_is_said_and_the_report_shown(swept, capsy
         said = capsys.readouterr()
         assert "report.json was not written (Is a directory): say where with --out" in said.err
         assert said.out.startswith("adaptive: ") and not list(swept.glob(".report*"))
+        assert command.command([str(swept), "--plot", "no/such/folder.svg"]) == 2, "that was asked for"
+        assert capsys.readouterr().out.startswith("adaptive: ")
     finally:
         (swept / "report.json").rmdir()
 
@@ -193,7 +204,7 @@ def test_a_file_that_cannot_be_written_is_said_and_the_report_shown(swept, capsy
     "arguments, words",
     [
         (["--delta", "0"], "--delta is percentage points by which an error may be worse, from 0.001 to 50"),
-        (["--delta", "nan"], "invalid _number value: 'nan'"),
+        (["--delta", "nan"], "invalid number value: 'nan'"),
         (["--r0", "0.9"], "--r0 is the ratio"),
         (["--looks", "5,x"], "looks are ascending numbers of runs"),
         (["--looks", "20,5"], "looks are ascending"),

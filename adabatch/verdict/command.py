@@ -52,12 +52,12 @@ def parser() -> Parser:
     p.add_argument("folders", nargs="+", metavar="FOLDER", help="runs, or folders that hold some")
     p.add_argument("--json", action="store_true", help="print what report.json holds")
     p.add_argument("--format", choices=formats.FORMATS, default="text", help="of what is printed")
-    p.add_argument("--delta", type=_number, metavar="POINTS", help="how much worse an error may be, in "
+    p.add_argument("--delta", type=number, metavar="POINTS", help="how much worse an error may be, in "
                    "percentage points (1)")  # fmt: skip
-    p.add_argument("--r0", type=_number, metavar="RATIO", help="what counts as faster (1.05)")
+    p.add_argument("--r0", type=number, metavar="RATIO", help="what counts as faster (1.05)")
     p.add_argument("--looks", metavar="N,N", help="runs of each arm at which a verdict is given (5,10,20)")
-    p.add_argument("--target", type=_number, metavar="ERROR", help="an error rate, 0.1 for 10 %%: time to it")
-    p.add_argument("--watch", nargs="?", const=watch.EVERY, type=_number, metavar="SECONDS",
+    p.add_argument("--target", type=number, metavar="ERROR", help="an error rate, 0.1 for 10 %%: time to it")
+    p.add_argument("--watch", nargs="?", const=watch.EVERY, type=number, metavar="SECONDS",
                    help=f"look again every so many seconds ({watch.EVERY:g}) until all are over")  # fmt: skip
     p.add_argument("--plot", metavar="FILE.svg", help="also the picture of final error against updates alone")
     p.add_argument("--wandb", metavar="[ENTITY/]PROJECT", help="save the verdict as a W&B report, too")
@@ -65,7 +65,7 @@ def parser() -> Parser:
     return p
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)
@@ -119,8 +119,8 @@ def show(asked) -> None:
         )
     else:
         words.say(*printed(verdict, found, asked.format).split("\n"))
-    _complain(trouble)
     _publish(verdict, found, asked)
+    _complain(trouble, asked)
 
 
 def _publish(verdict: Verdict, found: Found, asked) -> None:
@@ -130,7 +130,10 @@ def _publish(verdict: Verdict, found: Found, asked) -> None:
         print(f"adabatch-report: saved as {words.line(address)}", file=sys.stderr)
 
 
-def _complain(trouble: str | None) -> None:
+def _complain(trouble: str | None, asked) -> None:
+    """UserError where a place was named: a report that cannot be written beside its runs is no failure."""
+    if trouble and (asked.plot or asked.out):
+        raise UserError(trouble)
     if trouble:
         print(f"adabatch-report: {words.line(trouble)}", file=sys.stderr)
 
@@ -153,8 +156,8 @@ def watched(asked) -> None:
     over, there = sum(run.over for run in runs), len(runs) + found.pending
     said = f"all {over} runs are over" if over == there else f"no run goes on; {over} of {there} are over"
     words.say("", said)
-    _complain(troubles[0])
     _publish(verdict, found, asked)
+    _complain(troubles[0], asked)
 
 
 def seen(folders: list[str], given: dict, read=readings.read, waiting: bool = False) -> Found:
@@ -234,7 +237,7 @@ def verdict_of(found: Found) -> Verdict:
     verdict = decide(found.arms, found.plan, found.pending)
     if not found.runs:
         return replace(verdict, sentence="interim, no verdict: no run has begun")
-    if found.runs > 1 or not found.arms:
+    if found.runs > 1 or not found.arms or found.plan.declared:
         other = validated(found)
         return verdict if other is None else replace(verdict, notes=(*verdict.notes, other))
     sentence = (

@@ -215,7 +215,9 @@ def undecided(base: Verdict, arms: list[Arm], plan: Plan, both: bool) -> Verdict
     flaky = next((c.why for c in made if c.why and not c.beats), None)
     if no_time or flaky:
         return replace(base, decision="undecided", sentence=f"undecided: {failed}{tail}")
-    remedy = "enlarge the evaluation set" if errors else "the arms lie too near the margins to be told apart"
+    remedy = "the arms lie too near the margins to be told apart"
+    if errors:
+        remedy = power.unsteady(arms, plan) or "enlarge the evaluation set"
     found = f"not resolvable with {last} seeds: {remedy} ({failed}){tail}"
     return replace(base, decision="not resolvable", sentence=found)
 

@@ -5,10 +5,12 @@ import math
 import numpy as np
 
 from adabatch import statistics
+from adabatch.verdict import words
 from adabatch.verdict.arms import SEEDS, Arm, Comparison, Plan
 from adabatch.verdict.pairs import timed
 
 ENOUGH = 0.8
+UNSTEADY = 2.0  # times what the evaluation set explains
 
 
 def seeds(arms: list[Arm], made: list[Comparison], plan: Plan, n: int) -> tuple[int | None, int, bool]:
@@ -40,6 +42,22 @@ def seeds(arms: list[Arm], made: list[Comparison], plan: Plan, n: int) -> tuple[
         if power(look) >= ENOUGH:
             return look, last, True
     return None, last, power(last, 100.0) >= ENOUGH
+
+
+def unsteady(arms: list[Arm], plan: Plan) -> str | None:
+    """What to do where runs of one arm differ by more than the evaluation set makes them, about
+    sqrt(err / (2 n)) for n samples (Jordan 2023, arXiv 2304.01910): a larger one would not help."""
+    errors = [arm.errors for arm in arms if len(arm.errors) > 1]
+    if not errors or not plan.evaluated:
+        return None
+    sd = float(statistics.pooled(errors)[0])
+    explained = math.sqrt(float(np.mean(np.concatenate(errors))) / (2 * plan.evaluated))
+    if sd <= UNSTEADY * explained:
+        return None
+    return (
+        f"runs of one arm differ by {words.points(sd)}, and {plan.evaluated:,} evaluated samples explain "
+        f"{words.points(explained)}: train longer, or with a smaller learning rate"
+    )
 
 
 def upper_spreads(arms: list[Arm], made: list[Comparison]) -> list[float]:
