@@ -57,15 +57,16 @@ def filling(config: dict, source: str) -> int:
     """Samples of a batch for each process with which it reaches 95 % of the highest throughput in the profile
     of this network; the largest that was measured where throughput was still rising. UserError: there is no
     such profile, or there are several."""
-    found = profiles.read(source)
+    found, threads = profiles.read(source), config["hardware"].get("threads")
     match = [p for p in found if p.configuration == profiles.configured(config)]
+    match = [p for p in match if threads in (None, p.machine["threads"])]
     if len(match) == 1:
         batch, _ = knee({p.batch_size: p.samples_per_second for p in match[0].plain()})
         return -(-batch // match[0].world)
     if not match:
         raise UserError(
-            f"hardware.phases={source} was measured with another network or other settings: adabatch-profile "
-            "with the overrides of this run measures this one"
+            f"hardware.phases={source} was measured with another network, other settings or other threads: "
+            "adabatch-profile with the overrides of this run measures this one"
         )
     held = "; ".join(f"@{p.key} ({p.words()})" for p in match)
     raise UserError(f"hardware.phases={source} holds {len(match)} profiles of this network, name one: {held}")

@@ -78,8 +78,12 @@ def test_where_throughput_still_rose_each_process_gets_the_largest_batch_measure
 
 def test_a_profile_of_another_network_or_of_several_machines_is_refused(tmp_path):
     source = profile(tmp_path, configured("model=resnet"), 1)
-    with pytest.raises(UserError, match="another network or other settings: adabatch-profile"):
+    with pytest.raises(UserError, match="another network, other settings or other threads: adabatch-profile"):
         rule(configured(f"hardware.phases={source}"), 8, 4)
+    source = profile(tmp_path, configured(), 1)
+    assert rule(configured(f"hardware.phases={source}", "hardware.threads=1"), 8, 4) == Rule(64, 8, 4)
+    with pytest.raises(UserError, match="or other threads"):
+        rule(configured(f"hardware.phases={source}", "hardware.threads=2"), 8, 4)
     source = profile(tmp_path, configured(), 1, 2)
     with pytest.raises(UserError, match="2 profiles of this network, name one: @") as told:
         rule(configured(f"hardware.phases={source}"), 8, 4)
