@@ -1,5 +1,7 @@
 """The command that holds a run's schedule against fixed batches. No torch."""
 
+from adabatch.files import number
+
 COMMON = tuple(f"schedule.{key}=" for key in ("base_batch", "base_lr", "lr_batch", "max_batch", "multiple"))
 OTHERS = ("seed=", "shadow", "restart", "wait=", "schedule.compat=", "schedule.twin=")
 
@@ -16,6 +18,7 @@ def comparison(overrides: list[str], config: dict, summary: dict) -> list[str] |
     if "schedule=replay" in overrides or all(size == sizes[0] for size in sizes):
         left += ("schedule",)
     kept = [o for o in overrides if not o.lstrip("+").startswith(left) or o.startswith(COMMON)]
-    if not any(o.startswith("epochs=") for o in kept) and isinstance(config.get("epochs"), (int, float)):
-        kept.append(f"epochs={config['epochs']:g}")
+    epochs = number(config.get("epochs"))
+    if epochs is not None and not any(o.startswith("epochs=") for o in kept):
+        kept.append(f"epochs={epochs:g}")
     return ["adabatch", "-m", "experiment=compare", *kept]

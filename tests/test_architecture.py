@@ -15,8 +15,8 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
     "cutting places losses student",
-    "noise files environment arguments labels suggestions jobrecord",
-    "console ledger layers convolution data checkpoint trackers ema optim targets profiles",
+    "noise files environment arguments labels jobrecord",
+    "console ledger layers convolution data checkpoint trackers ema optim targets profiles suggestions",
     "throughput persample machine logs watch pace",
     "runs models statistics flat measure meeting forecast",
     "alike worlds",
