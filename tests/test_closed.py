@@ -347,6 +347,7 @@ def test_decisions_do_not_depend_on_the_micro_batch_in_float64(tmp_path):
                 assert a[name] == pytest.approx(b[name], rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_killed_around_its_own_decisions_and_repeated_is_bitwise_equal(tmp_path):
     run(tmp_path / "whole", *CLOSED)
     found = sizes(tmp_path / "whole")

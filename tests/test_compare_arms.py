@@ -278,7 +278,7 @@ def test_what_a_finished_run_suggests_is_a_comparison_with_its_schedule(line, si
 
 
 def test_every_fixed_schedule_gives_its_place_to_adabatch():
-    for option in ("cosine", "one_cycle", "linear_scaling", "legw", "piecewise"):
+    for option in ("cosine", "legw"):
         words = suggestions.comparison([f"schedule={option}"], {}, {"phases": [{"batch_size": 32}]})
         assert "adabatch" in expanded(*words[3:])[0]
 

@@ -149,6 +149,7 @@ def test_a_rank_that_is_stuck_in_a_sum_is_ended(tmp_path):
     ranks[2].process.kill()
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_told_to_stop_while_it_waits_takes_the_others_with_it(tmp_path):
     """Meanwhile they saw that all are there, and wait for it in the first sum: no rank is lost."""
     port = free_port()

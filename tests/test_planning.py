@@ -173,6 +173,7 @@ def test_phases_are_those_of_a_plain_walk(data):
     assert {p.start for p in found} <= {p for p, *_ in line}
 
 
+@pytest.mark.slow
 def test_phases_of_every_open_option_are_those_of_a_plain_walk():
     """Also under cosines, ramps and lists; options that need a folder or a split are refused."""
     compared = set()

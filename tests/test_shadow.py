@@ -60,6 +60,7 @@ def test_an_open_loop_shadow_says_what_it_would_do(tmp_path):
     assert found[0] == 16 and found[-1] == 16 * 2**4 and found == sorted(found)
 
 
+@pytest.mark.slow
 def test_killed_and_repeated_with_shadows_is_bitwise_equal(tmp_path):
     own = (*BASE, "schedule=adabatch", MANY)
     run(tmp_path / "whole", *own)

@@ -141,6 +141,7 @@ def test_outcomes_are_recorded_and_the_sweep_goes_on(place, capfd):
     assert began()[2:] == [("adabatch", 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["fixed 256", "adabatch"])
 def test_an_arm_that_ran_out_of_memory_starts_no_further_seeds(place, capfd, arm):
     def fits(config, folder, stop):
@@ -162,6 +163,7 @@ def test_an_arm_that_ran_out_of_memory_starts_no_further_seeds(place, capfd, arm
     assert sorted(began()[6:]) == [(arm, 0), (arm, 1), (arm, 2)]
 
 
+@pytest.mark.slow
 def test_a_source_that_cannot_be_replayed_refuses_its_control_alone(place, capfd):
     """A row of its metrics is lost: that control is told once in a command, and everything else is made."""
 
@@ -285,6 +287,7 @@ def test_the_search_for_learning_rates_comes_first_and_once(place, capfd):
     assert compared(place, *more) == 0 and began() == order
 
 
+@pytest.mark.slow
 def test_runs_that_another_process_has_are_left_to_it_and_waited_for(place, monkeypatch):
     """The other process is this one, which holds a run's folder while the sweep goes past it."""
     assert compared(place) == 0
@@ -369,6 +372,7 @@ def test_parallel_runs_overlap_and_say_so(place):
     assert all("shared" not in runs.Run(v).summary for k, v in folders().items() if k[1] == 2)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_alone_has_still_shared_the_machine(place, monkeypatch):
     def stops_once(config, folder, stop):
         if not Path("on").exists():

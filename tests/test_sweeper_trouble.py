@@ -109,6 +109,7 @@ def test_two_sweepers_share_a_folder(place, monkeypatch):  # noqa: F811
     assert sorted(began()) == EVERY
 
 
+@pytest.mark.slow
 def test_a_search_with_a_failed_run_chooses_nothing(place, capfd):  # noqa: F811
     def fails(config, folder, stop):
         if config["compare"]["arm"] == "fixed 256" and not Path("mended").exists():
