@@ -171,10 +171,12 @@ def _option(arguments: list[str], *names: str) -> str | None:
 
 
 def _say(message: str, code: int) -> int:
-    silent = False
+    from adabatch import processes
+
+    tells = True
     with contextlib.suppress(UserError):
-        silent = places.detect().local > 0  # a mistake that all processes make is told once for each machine
-    if not silent:
+        tells = processes.tells(places.detect())
+    if tells:
         print(f"adabatch: {message}", file=sys.stderr)
     return code
 

@@ -68,7 +68,7 @@ def run_job(
     except (UserError, RankLost) as error:  # before the folder was claimed
         if reraise:
             raise
-        if place is None or place.local == 0:  # once for each machine
+        if place is None or processes.tells(place):
             log.error(str(error))
         with contextlib.suppress(OSError, UserError):
             submission.failed_early(folder, str(error))

@@ -5,9 +5,12 @@ import atexit
 import contextlib
 import os
 import sys
+import time
 
 from adabatch.environment import cores
 from adabatch.errors import UserError
+
+PATIENCE = 10.0  # seconds that a process leaves the first of its machine to tell a mistake of all
 
 
 def asked(config: dict) -> int:
@@ -51,6 +54,17 @@ def crowded(config: dict, processes: int) -> str | None:
     return (
         f"{processes} process(es) of {threads} thread(s) on {have} core(s) keep each other waiting. {remedy}"
     )
+
+
+def tells(place) -> bool:
+    """Whether this process says what is wrong with a command line that all processes of its machine got.
+
+    The first does. The others wait before they end: torchrun and srun -K end the rest once one has failed,
+    and the first, if it is slower, with them.
+    """
+    if place.local and place.kind in ("torchrun", "slurm"):
+        time.sleep(PATIENCE)
+    return place.local == 0
 
 
 def end(code: int) -> None:
