@@ -44,6 +44,28 @@ def test_what_was_taken_since_it_was_looked_at_is_not_submitted(sbatch, tmp_path
     assert status(jobs[1].folder) == other and "not submitted again" in jobs[1].why
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("echo sbatch: error: invalid account >&2; exit 1", "sbatch refuses 2 job.*invalid account"),
+        ("echo what?", "sbatch refuses 2 job.*what?"),
+        ('rm "$1"; echo Submitted batch job 77', "2 job.*not be submitted.*FileNotFound.*squeue --me"),
+    ],
+)
+def test_a_submission_that_fails_leaves_the_folders_and_says_whose_words_these_are(
+    sbatch, tmp_path, lines, words
+):
+    sbatch(lines)
+    jobs = [job(tmp_path / "runs" / name) for name in "ab"]
+    jobs[0].folder.parent.mkdir()
+    kept = written(jobs[0].folder, "interrupted")
+    assert _launch.needed(jobs[0], QUEUE)
+    with pytest.raises(UserError, match=words):
+        _clusters.Slurm().submit(jobs, ())
+    assert status(jobs[0].folder) == kept and not jobs[1].folder.exists()
+    assert not list((tmp_path / "runs/.submitit").iterdir())
+
+
 def test_a_group_of_which_nothing_is_left_is_no_array(sbatch, tmp_path):
     sbatch("exit 9")
     one = job(tmp_path / "runs" / "a", legs=(1, 2), leg={"closed": False})

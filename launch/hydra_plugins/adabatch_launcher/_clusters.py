@@ -105,7 +105,7 @@ class Slurm:
     def submit(self, group: list, named, shape: dict | None = None, announce: bool = True) -> list[str]:
         """One sbatch for the group, an array where it has several; the ids. shape: instead of their own.
         announce: their folders say so, and whose folder another command has taken leaves the group.
-        UserError: sbatch refuses, and the folders are as before."""
+        UserError: sbatch refuses, or its files cannot be written; the folders are as before."""
         import submitit
 
         files, shape = _files(group), shape or group[0].shape
@@ -160,6 +160,14 @@ def _deaf(python: str) -> str:
 
 
 def _refusal(error: Exception, told: str, count: int) -> str:
+    from submitit.core import utils
+
+    if not isinstance(error, (utils.FailedJobError, utils.FailedSubmissionError)):  # not sbatch's own words
+        return (
+            f"{count} job(s) could not be submitted ({type(error).__name__}: {error}). Should `squeue --me` "
+            "show one all the same, sbatch had taken it before: it fails when it begins, since its files are "
+            "gone, and scancel ends it sooner"
+        )
     text = f"{error}\n{told}" if "sbatch" not in str(error) else str(error)
     lines = [
         line.removeprefix("sbatch: ").removeprefix("error: ") for line in text.splitlines() if line.strip()
