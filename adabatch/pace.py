@@ -206,9 +206,10 @@ class Pace:
         """(variance of a point's time between its visits, degrees of freedom)."""
         spreads, freedom = [], 0
         for p in self.profile.points:
-            if len(p.rounds) >= 2:  # the standard error of the mean of visits
+            if len(p.rounds) >= 2:  # the standard error of the visits' median; of two it is their mean
                 logs = [math.log(r) for r in p.rounds]
-                spreads.append(statistics.stdev(logs) / math.sqrt(len(logs)))
+                median = 1.2533 if len(logs) > 2 else 1.0  # at most so much wider than the mean's
+                spreads.append(median * statistics.stdev(logs) / math.sqrt(len(logs)))
                 freedom += len(logs) - 1
             elif p.steps >= 2:  # that of a median, from quartiles
                 spreads.append(1.2533 * (p.high - p.low) / 1.349 / p.seconds / math.sqrt(p.steps))

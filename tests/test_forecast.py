@@ -349,6 +349,30 @@ def test_arms_that_share_their_sizes_differ_with_less_doubt():
     assert math.log(high / low) < 0.6 * math.log(higher / lower)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "slow, sizes", [(32, (32, 64, 128, 256, 512)), (512, (32, 64, 128, 256, 512)), (32, (32, 96, 256, 512))]
+)
+def test_the_interval_of_a_speed_up_covers(slow, sizes):
+    """AdaBatch from 32 to 512 over a fixed batch on a machine whose visits spread by 4 %; all sizes measured,
+    or 64 and 128 between others."""
+    rng, inside, count = np.random.default_rng(2), 0, 300
+
+    def truth(m):
+        return 1e-3 + 1e-5 * m * (1 + 0.03 * math.log2(m / 128) ** 2)
+
+    growing = [Stretch(10_240 * i, batch, 10_240 // batch) for i, batch in enumerate((32, 64, 128, 256, 512))]
+    fixed = fixed_arm(slow, 5 * 10_240)
+    exact = [sum(s.steps * truth(s.batch_size) for s in arm) for arm in (fixed, growing)]
+    for _ in range(count):
+        visits = [[truth(m) * math.exp(rng.normal(0, 0.04)) for _ in range(3)] for m in sizes]
+        rows = [point(m, m, float(np.median(v)), rounds=v) for m, v in zip(sizes, visits)]
+        pace = Pace(profile(entry(rows)))
+        _, low, high = speed_up((pace, fixed), (pace, growing))
+        inside += low <= exact[0] / exact[1] <= high
+    assert inside / count >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / count)
+
+
 def test_the_upper_bound_is_attained_by_a_fixed_batch():
     """max throughput(B) / throughput(B0), by the closed form."""
     pace = Pace(profile(followed(straight, C)), micro_batch=512)

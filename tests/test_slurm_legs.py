@@ -71,10 +71,13 @@ def test_a_chain_of_jobs_is_the_run_that_nobody_cut(cluster, tmp_path):
 
 def test_a_chain_of_ordered_sums_has_the_same_bits(cluster, tmp_path):
     lines = (*OPEN, "hardware.reduction=ordered", "hardware.micro_batch=16")
-    _, place = submitted(cluster, tmp_path / "chain", *lines, "wait=true")
-    single = alone(tmp_path / "alone", *lines)
+    _, place = submitted(cluster, tmp_path / "chain", *lines, "wait=true", "trackers.wandb.mode=offline")
+    single, folder = alone(tmp_path / "alone", *lines), only(place)
     key = "weights_sha256"
-    assert runs.Run(only(place)).summary[key] == runs.Run(single).summary[key]
+    assert runs.Run(folder).summary[key] == runs.Run(single).summary[key]
+    sittings = [path.name for path in (folder / "wandb").glob("offline-run-*")]
+    assert len(sittings) == 3  # a job each, of one W&B run
+    assert all(name.endswith((folder / "wandb_id").read_text().strip()) for name in sittings)
 
 
 def test_several_runs_are_an_array_for_each_leg(cluster, tmp_path):
@@ -120,10 +123,10 @@ def test_a_leg_that_is_refused_leaves_nothing_in_the_queue(cluster, tmp_path):
     assert "scancel" not in done.stderr  # SLURM says that the first leg is gone
 
 
-def slowly(cluster, place):
+def slowly(cluster, place, rule=OPEN):
     """A chain whose first job trains: (overrides, the job, the run's folder)."""
     slurm_runs.place(place)
-    precise = (*OPEN, "hardware.precision=fp64", "loss._target_=slow.loss")
+    precise = (*rule, "hardware.precision=fp64", "loss._target_=slow.loss")
     text, _ = submitted(cluster, place, *precise)
     ((job, folder),) = slurm_runs.listed(text)
     slurm_runs.training(cluster, job, place / folder)
@@ -139,6 +142,19 @@ def test_cancelling_the_first_leg_ends_the_chain_and_the_command_goes_on(cluster
     (place / "slow").unlink()
     submitted(cluster, place, *precise, "wait=true")
     assert worlds(folder) == [(32, 1), (64, 2), (128, 4)]
+    assert distance(folder, alone(tmp_path / "alone", *precise[:-1])) <= 1e-10
+
+
+def test_a_closed_loop_that_was_cancelled_goes_on_and_still_grows(cluster, tmp_path):
+    place = tmp_path / "chain"
+    precise, job, folder = slowly(cluster, place, CLOSED[:-1])
+    cluster.run("scancel", job)
+    cluster.until(lambda: not cluster.run("squeue", "-h").stdout, 90, lambda: cluster.run("squeue").stdout)
+    assert runs.Run(folder).state == "preempted"
+    (place / "slow").unlink()
+    submitted(cluster, place, *precise, "wait=true")
+    sizes = [world for _, world in worlds(folder)]
+    assert sizes[0] == 1 and sizes == sorted(sizes) and sizes[-1] > 1
     assert distance(folder, alone(tmp_path / "alone", *precise[:-1])) <= 1e-10
 
 
