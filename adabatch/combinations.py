@@ -13,7 +13,7 @@ from adabatch.errors import UserError
 class Compared:
     """What a comparison makes of its jobs. seeds: runs of each arm. looks: how many. margin: of an error
     rate. adaptive: candidates. searches: runs that tune each job's learning rate, at least. replayed: (name,
-    control, number of its source's job) of each arm that has no job."""
+    control, number of its source's job) of each arm that has no job. notes: which arms there are not, why."""
 
     seeds: int
     looks: int
@@ -21,9 +21,10 @@ class Compared:
     adaptive: int
     searches: tuple[int, ...]
     replayed: tuple[tuple[str, str, int], ...]
+    notes: tuple[str, ...] = ()
 
 
-def compared(asked, arms) -> Compared:
+def compared(asked, arms, notes) -> Compared:
     from adabatch.compare import tuning
 
     own = [arm for arm in arms if arm.source is None]
@@ -35,6 +36,7 @@ def compared(asked, arms) -> Compared:
         adaptive=sum(arm.adaptive for arm in arms),
         searches=tuple(len(tuning.first(arm)) if asked.tune_lr else 0 for arm in own),
         replayed=tuple((arm.name, arm.control, names.index(arm.source)) for arm in arms if arm.source),
+        notes=tuple(notes),
     )
 
 
@@ -48,9 +50,9 @@ def combinations(overrides) -> tuple[list[list[str]], Compared | None]:
         from adabatch.composed import Composed  # it loads what the verdict computes with
 
         one = Composed(tree, GlobalHydra.instance().config_loader(), list(overrides))
-        arms, _ = one.arms()
+        arms, notes = one.arms()
         jobs = [one.line(arm.name, arm.lines) for arm in arms if arm.source is None]
-        return jobs, compared(one.asked, arms)
+        return jobs, compared(one.asked, arms, notes)
     if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
         raise UserError(f"{sweeper.get('_target_')} chooses its jobs as it goes: plan them one by one")
     lines = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + list(overrides)

@@ -395,6 +395,9 @@ def test_a_comparison_has_a_line_for_each_arm_and_is_judged_as_a_whole(capsys):
     assert lines[1:6] == ["fixed 32", "fixed 128", "fixed 512", "mean-matched 82", "adabatch"]
     assert "3 of each arm do not resolve 2 percentage points" in text and "power 75%" in text
     assert "too few to tell" not in text, "one judgement"
+    assert text.count("lr twin of adabatch does what fixed 32 does: left out") == 1
+    notes = json.loads(shown(capsys, *arguments, "--json"))["notes"]
+    assert notes == ["lr twin of adabatch does what fixed 32 does: left out"]
     assert "3 of each arm resolve 2 percentage points" in shown(capsys, *arguments, "compare.looks=[3]")
 
 

@@ -111,11 +111,14 @@ def show(plans: list[Plan], multirun: bool, as_json: bool, compared: Compared | 
     """Print the plans: JSON, or text that fits the terminal."""
     if as_json:
         found = {"jobs": [plan.json() for plan in plans]} if multirun else plans[0].json()
+        found |= {"notes": list(compared.notes)} if compared else {}
         print(json.dumps(found, indent=2, allow_nan=False))
         return
     width = min(table.WIDTH, shutil.get_terminal_size((table.WIDTH, 24)).columns)
     unicode = _writes("▁→")
     text = table.comparison(plans, width) if multirun else table.text(plans[0], unicode, width)
+    if compared and compared.notes:
+        text = "\n".join([text, "", *(table.wrapped(note, width) for note in compared.notes)])
     if compared and not plans[0].forecast:
         text = "\n".join([text, "", *times.resolution(plans, compared)])
     if plans[0].forecast:
