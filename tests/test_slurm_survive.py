@@ -209,6 +209,7 @@ def test_no_requeue_without_a_step_of_training_a_second_time(cluster, cwd):
 def test_wandb_keeps_its_id(cluster, cwd):
     job, folder = slurm_runs.submit(cluster, cwd, "trackers.wandb.mode=offline")
     slurm_runs.training(cluster, job, folder)
+    cluster.until((folder / "wandb_id").exists, 60)  # W&B starts beside the training
     before = (folder / "wandb_id").read_text().strip()
     cluster.run("scancel", "--signal=USR2", job)
     goes_on(cluster, job, folder)
