@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
-from adabatch import checkpoint, convolution, cutting, draws, ema, layers, optim, persample, plan, witness
+from adabatch import (
+    checkpoint,
+    convolution,
+    cutting,
+    draws,
+    ema,
+    ghostnorm,
+    layers,
+    optim,
+    persample,
+    plan,
+    witness,
+)
 from adabatch.data.augment import Augment, Prepare
 from adabatch.data.resident import resident
 from adabatch.data.samples import Samples, TensorSamples, as_samples
@@ -116,6 +128,8 @@ def network(node: dict, parts: Data, seed: int, hardware, size: int | None):
     model = model.to(device=hardware.device, dtype=hardware.dtype)
     if hardware.products:
         convolution.adopt(model)
+    if hardware.native:
+        ghostnorm.adopt(layers.ghost_layers(model))
     return model.to(memory_format=hardware.memory_format)
 
 

@@ -24,6 +24,7 @@ class Hardware:
 
     device: auto, cpu, cuda or cuda:N. precision: fp32, bf16 (autocast; weights stay fp32), tf32 (GPU), fp64.
     memory_format: auto, contiguous, channels_last. convolution: auto (`convolution.py`), or library.
+    ghost_norm: auto (a kernel of ours on a CPU, `ghostnorm.py`), or library.
     threads: per process; None = one per core.
     micro_batch: samples in one forward pass, or auto: prefer=largest that fits, or the fastest. reduction:
     fast, or ordered (`summing.py`). processes: on this machine, null = one, or what torchrun or srun started
@@ -39,6 +40,7 @@ class Hardware:
         memory_format: str = "auto",
         compile: bool = False,
         convolution: str = "auto",
+        ghost_norm: str = "auto",
         deterministic: bool = False,
         threads: int | None = None,
         micro_batch: int | str = "auto",
@@ -61,8 +63,9 @@ class Hardware:
                 f"hardware.memory_format is one of {', '.join(formats)}, got {memory_format!r}."
                 f"{suggest(memory_format, formats)}"
             )
-        if convolution not in ("auto", "library"):
-            raise UserError(f"hardware.convolution is auto or library, got {convolution!r}")
+        for key, value in (("convolution", convolution), ("ghost_norm", ghost_norm)):
+            if value not in ("auto", "library"):
+                raise UserError(f"hardware.{key} is auto or library, got {value!r}")
         if micro_batch != "auto" and not (type(micro_batch) is int and micro_batch > 0):
             raise UserError(f"hardware.micro_batch is auto or a positive integer, got {micro_batch!r}")
         if threads is not None and threads < 1:
@@ -74,6 +77,7 @@ class Hardware:
             )
         self.precision, self.compile, self.deterministic = precision, compile, deterministic
         self.products = convolution == "auto" and self.device.type == "cpu"
+        self.native = ghost_norm == "auto" and self.device.type == "cpu"
         self.memory_format = torch.contiguous_format if memory_format == "contiguous" else torch.channels_last
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.threads, self.micro_batch = threads or cores, micro_batch

@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adabatch import draws
+from adabatch import draws, ghostnorm
 from adabatch.errors import UserError, suggest
 
 HORIZON = 128 / -math.log(0.9)  # samples; torch's momentum 0.1 at a batch of 128
+CLIPS = {nn.ReLU: math.inf, nn.ReLU6: 6.0}  # the upper end of their range from 0
 NORMS = ("ghost", "batch", "group", "layer", "none")
 
 
@@ -66,73 +67,11 @@ class MicroBatch:
         self.seed, self.positions, self.groups, self.weights, self.record = seed, None, [], None, False
 
 
-class _GhostNorm(torch.autograd.Function):
-    """Batch norm of each group by torch's own kernel, written straight into one output (no copy of groups).
-
-    x: [n, c, ...] -> out like x, means [groups, c], unbiased variances [groups, c].
-    A loop over groups is the fast way: a group is contiguous in either memory format, a reshape to groups is
-    not.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, sizes, eps):
-        stats = weight.new_zeros(
-            4, len(sizes), len(weight)
-        )  # mean, unbiased variance, and what backward wants
-        mean, var, save_mean, save_invstd = stats
-        out, start = torch.empty_like(x), 0
-        for i, size in enumerate(sizes):
-            rows = slice(start, start := start + size)
-            # Momentum 1 leaves the group's own mean and unbiased variance in the "running" arguments.
-            torch.ops.aten.native_batch_norm.out(
-                x[rows], weight, bias, mean[i], var[i], True, 1.0, eps,
-                out=out[rows], save_mean=save_mean[i], save_invstd=save_invstd[i],
-            )  # fmt: skip
-        ctx.save_for_backward(x, weight, stats)
-        ctx.sizes, ctx.eps = sizes, eps
-        ctx.mark_non_differentiable(mean, var)
-        return out, mean, var
-
-    @staticmethod
-    def backward(ctx, grad, _mean, _var):
-        x, weight, (mean, var, save_mean, save_invstd) = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last) if _channels_last(x) else grad.contiguous()
-        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
-        start = 0
-        for i, size in enumerate(ctx.sizes):
-            rows = slice(start, start := start + size)
-            torch.ops.aten.native_batch_norm_backward.out(
-                grad[rows], x[rows], weight, mean[i], var[i], save_mean[i], save_invstd[i], True, ctx.eps,
-                [True, True, True], out0=grad_x[rows], out1=grad_weight[i], out2=grad_bias[i],
-            )  # fmt: skip
-        return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None
-
-
-def _traced_norm(x, weight, bias, sizes, eps):
-    """The same in operations that torch.compile fuses: equal groups at once, a longer or shorter last one
-    apart."""
-    equal = len(sizes) - (sizes[-1] != sizes[0])
-    parts = [(0, equal, sizes[0])] + [(equal * sizes[0], 1, sizes[-1])] * (equal < len(sizes))
-    outs, means, variances = [], [], []
-    shape = [1, 1, -1] + [1] * (x.dim() - 2)
-    for start, count, size in parts:
-        groups = x[start : start + count * size].unflatten(0, (count, size)).to(weight.dtype)
-        axes = [1, *range(3, groups.dim())]
-        var, mean = torch.var_mean(groups, axes, correction=0, keepdim=True)
-        out = (groups - mean) * torch.rsqrt(var + eps) * weight.view(shape) + bias.view(shape)
-        outs.append(out.to(x.dtype).flatten(0, 1))
-        values = groups[0].numel() // len(weight)
-        means.append(mean.detach().view(count, -1))
-        variances.append(var.detach().view(count, -1) * (values / (values - 1)))
-    return torch.cat(outs), torch.cat(means), torch.cat(variances)
-
-
-def _channels_last(x) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
 class GhostBatchNorm(nn.Module):
-    """Batch norm over groups of `ghost` samples. x: [n, c] or [n, c, ...], the same shape out."""
+    """Batch norm over groups of `ghost` samples. x: [n, c] or [n, c, ...], the same shape out.
+
+    plus, clip: what is added to it, and the end of the range [0, clip] that it is cut to (`ghostnorm.py`).
+    """
 
     def __init__(self, channels: int, ghost: int = 32, eps: float = 1e-5):
         super().__init__()
@@ -141,7 +80,7 @@ class GhostBatchNorm(nn.Module):
                 f"a ghost group needs at least 2 samples for a variance, got model.ghost={ghost}: take 16 "
                 "to 128"
             )
-        self.ghost, self.eps, self.micro = ghost, eps, None
+        self.ghost, self.eps, self.micro, self.ours = ghost, eps, None, False
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
@@ -152,37 +91,39 @@ class GhostBatchNorm(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, ghost={self.ghost}, eps={self.eps}"
 
-    def forward(self, x):
+    def forward(self, x, plus=None, clip: float | None = None):
         if not self.training:
-            return self._by_running_statistics(x, self.running_mean, self.running_var)
+            out = self._by_running_statistics(x, self.running_mean, self.running_var)
+            return ghostnorm.followed(out, plus, clip)
         if self.micro is None:  # in somebody's own loop: this input is a whole batch
             sizes = group_sizes(len(x), self.ghost)
             weights, kept = group_weights(sizes)
-            out, mean, var = self._normalise(x, sizes)
+            out, mean, var = self._normalise(x, sizes, plus, clip)
             with torch.no_grad():
                 weights = mean.new_tensor(weights)
                 self.running_mean.mul_(kept).add_(weights @ mean)
                 self.running_var.mul_(kept).add_(weights @ var)
             return out
-        out, mean, var = self._normalise(x, self.micro.groups)
+        out, mean, var = self._normalise(x, self.micro.groups, plus, clip)
         if self.micro.record:
             with torch.no_grad():
                 self.pending_mean.add_(self.micro.weights @ mean)
                 self.pending_var.add_(self.micro.weights @ var)
         return out
 
-    def _normalise(self, x, sizes):
-        normalise = _traced_norm if torch.compiler.is_compiling() else _GhostNorm.apply
+    def _normalise(self, x, sizes, plus, clip):
+        own = self.weight, self.bias
         if sizes[-1] > 1:
-            return normalise(x, self.weight, self.bias, sizes, self.eps)
+            return ghostnorm.grouped(x, *own, sizes, self.eps, plus, clip, self.ours)
         # The last group is one sample (only the last one can be): it has weight 0 in the statistics, which
         # are copied because backward wants them as they were.
         last = self._by_running_statistics(x[-1:], self.running_mean.clone(), self.running_var.clone())
         nothing = last.new_zeros(1, len(self.weight), dtype=self.weight.dtype)
         if len(sizes) == 1:
-            return last, nothing, nothing
-        out, mean, var = normalise(x[:-1], self.weight, self.bias, sizes[:-1], self.eps)
-        return torch.cat([out, last]), torch.cat([mean, nothing]), torch.cat([var, nothing])
+            return ghostnorm.followed(last, plus, clip), nothing, nothing
+        out, mean, var = ghostnorm.grouped(x[:-1], *own, sizes[:-1], self.eps, ours=self.ours)
+        out = ghostnorm.followed(torch.cat([out, last]), plus, clip)
+        return out, torch.cat([mean, nothing]), torch.cat([var, nothing])
 
     def _by_running_statistics(self, x, mean, var):
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
@@ -211,6 +152,32 @@ def norm(kind: str, channels: int, ghost: int = 32, eps: float = 1e-5) -> nn.Mod
     if kind == "none":
         return nn.Identity()
     raise UserError(f"model.norm is one of {', '.join(NORMS)}; got {kind!r}.{suggest(kind, NORMS)}")
+
+
+class Chain(nn.Sequential):
+    """Layers in order, of which a ghost norm and the ReLU or ReLU6 behind it go over x in one pass."""
+
+    def forward(self, x):
+        left = list(self)
+        while left:
+            layer = left.pop(0)
+            if isinstance(layer, GhostBatchNorm) and left and type(left[0]) in CLIPS:
+                x = layer(x, clip=CLIPS[type(left.pop(0))])
+            else:
+                x = layer(x)
+        return x
+
+
+class Joined(nn.Sequential):
+    """The layers of a residual block, of which the last is a norm: relu(layers(x) + plus)."""
+
+    def forward(self, x, plus):
+        *before, last = self
+        for layer in before:
+            x = layer(x)
+        if isinstance(last, GhostBatchNorm):
+            return last(x, plus, math.inf)
+        return F.relu(last(x) + plus, inplace=True)
 
 
 class Dropout(nn.Module):

@@ -159,6 +159,7 @@ def hardware(values: Values) -> None:
     if values.at("hardware.parallel_runs") is not None:
         values.number("hardware.parallel_runs", "a whole number above 0", lambda v: v > 0, whole=True)
     values.choice("hardware.convolution", ("auto", "library"))
+    values.choice("hardware.ghost_norm", ("auto", "library"))
     values.choice("hardware.reduction", ("fast", "ordered"))
     values.choice("hardware.prefer", ("largest", "fastest"))
     rule = "a number of seconds above 0"

@@ -69,12 +69,13 @@ def layer(shape, batch: int, dtype, rounds: int) -> str:
     return " | ".join(cells)
 
 
-def step(model: str, precision: str, batch: int, threads: int, rounds: int) -> str:
+def step(key: str, model: str, precision: str, batch: int, threads: int, rounds: int) -> str:
+    """hardware.KEY=auto against library."""
     works, positions = {}, {}
     for way in ("auto", "library"):
         lines = [
             f"model={model}", "dataset=synthetic", "dataset.samples=4096", "hardware.device=cpu",
-            f"hardware.threads={threads}", f"hardware.precision={precision}", f"hardware.convolution={way}",
+            f"hardware.threads={threads}", f"hardware.precision={precision}", f"hardware.{key}={way}",
         ]  # fmt: skip
         with config.composer():
             tree = config.checked(config.load(lines)).config
@@ -107,7 +108,7 @@ def main() -> None:
     print("\n| step, images/s | auto | library | auto / library |\n|---|---|---|---|")
     for model in filter(None, asked.steps.split(",")):
         for precision in ("bf16", "fp32"):
-            said = step(model, precision, asked.batch, asked.threads, asked.rounds)
+            said = step("convolution", model, precision, asked.batch, asked.threads, asked.rounds)
             print(f"| {model}, {precision} | {said} |", flush=True)
 
 

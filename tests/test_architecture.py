@@ -15,7 +15,8 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
     "cutting places losses student",
-    "noise files environment arguments labels jobrecord",
+    "noise files environment arguments labels jobrecord native",
+    "ghostnorm",
     "console ledger layers convolution data checkpoint trackers ema optim targets profiles suggestions",
     "throughput persample machine logs watch pace",
     "runs models statistics flat measure meeting forecast",
@@ -49,7 +50,7 @@ ONLY = {
     "models": {"errors", "draws", "layers"},
     "step": {"errors", "layers", "losses", "noise", "flat", "measure", "memory", "summing"},
     "report": {"errors", "runs", "files", "statistics", "suggestions"},
-    "status": {"errors", "runs", "files", "owner", "places", "console", "submission", "slurm", "arguments"},
+    "status": set("errors runs files owner places console labels submission slurm arguments".split()),
     "statistics": set(),
     "verdict": set("errors runs files statistics report status arguments console labels".split()),
 }

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adabatch.errors import UserError, suggest
-from adabatch.layers import norm
+from adabatch.layers import Chain, norm
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -27,7 +27,7 @@ def activated(kind: str, channels: int, ghost: int, eps: float = 1e-5, six: bool
     without a norm the input itself would be overwritten, which a pre-activation block still adds at its end.
     """
     inplace = kind != "none"
-    return nn.Sequential(norm(kind, channels, ghost, eps), nn.ReLU6(inplace) if six else nn.ReLU(inplace))
+    return Chain(norm(kind, channels, ghost, eps), nn.ReLU6(inplace) if six else nn.ReLU(inplace))
 
 
 @torch.no_grad()

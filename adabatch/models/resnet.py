@@ -7,6 +7,7 @@ from 44 up of bottlenecks but counts them as if they were basic blocks, n = (dep
 
 from torch import nn
 
+from adabatch.layers import Joined
 from adabatch.layers import norm as norm_layer
 from adabatch.models.parts import activated, blocks_per_stage, conv, he_normal, yes_or_no
 
@@ -21,15 +22,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, norm: str, ghost: int):
         super().__init__()
-        self.residual = nn.Sequential(
+        self.residual = Joined(
             conv(inputs, width, 3, stride), activated(norm, width, ghost),
             conv(width, width, 3), norm_layer(norm, width, ghost),
         )  # fmt: skip
         self.shortcut = projection(inputs, width, stride, norm, ghost)
-        self.relu = nn.ReLU(inplace=True)  # of a sum, which nobody keeps
 
     def forward(self, x):
-        return self.relu(self.residual(x) + self.shortcut(x))
+        return self.residual(x, self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -40,16 +40,15 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int, norm: str, ghost: int):
         super().__init__()
         outputs = self.expansion * width
-        self.residual = nn.Sequential(
+        self.residual = Joined(
             conv(inputs, width, 1), activated(norm, width, ghost),
             conv(width, width, 3, stride), activated(norm, width, ghost),
             conv(width, outputs, 1), norm_layer(norm, outputs, ghost),
         )  # fmt: skip
         self.shortcut = projection(inputs, outputs, stride, norm, ghost)
-        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x):
-        return self.relu(self.residual(x) + self.shortcut(x))
+        return self.residual(x, self.shortcut(x))
 
 
 def projection(inputs: int, outputs: int, stride: int, norm: str, ghost: int) -> nn.Module:

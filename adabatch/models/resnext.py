@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from adabatch.layers import Joined
 from adabatch.layers import norm as norm_layer
 from adabatch.models.parts import activated, blocks_per_stage, conv, he_normal, positive
 from adabatch.models.resnet import projection
@@ -15,16 +16,15 @@ class Block(nn.Module):
 
     def __init__(self, inputs, inner, outputs, stride, groups, norm, ghost):
         super().__init__()
-        self.residual = nn.Sequential(
+        self.residual = Joined(
             conv(inputs, inner, 1), activated(norm, inner, ghost),
             conv(inner, inner, 3, stride, groups), activated(norm, inner, ghost),
             conv(inner, outputs, 1), norm_layer(norm, outputs, ghost),
         )  # fmt: skip
         self.shortcut = projection(inputs, outputs, stride, norm, ghost)
-        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x):
-        return self.relu(self.residual(x) + self.shortcut(x))
+        return self.residual(x, self.shortcut(x))
 
 
 class ResNeXt(nn.Module):

@@ -5,6 +5,7 @@ The paper's three large linear layers are one small one here.
 
 from torch import nn
 
+from adabatch.layers import Chain
 from adabatch.models.parts import activated, he_normal, one_of, small_normal
 
 # Convolutions in each of the five stages; configurations A, B, D, E of the paper.
@@ -34,7 +35,7 @@ class Vgg(nn.Module):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), *activated(norm, width, ghost)]
                 channels = width
             layers.append(nn.MaxPool2d(2))
-        self.body = nn.Sequential(*layers)
+        self.body = Chain(*layers)
         self.head = nn.Linear(WIDTHS[-1], num_classes)
         he_normal(self)
         small_normal(self.head)

@@ -1,0 +1,76 @@
+"""Kernels in C, compiled at their first use on a machine and kept; torch's own take their place where there
+is no compiler.
+
+A run-time build needs nothing but `cc` (no torch or Python headers), takes about two seconds once, and suits
+the processor that it runs on. What was built is checked against formulas in float64 before it is used.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("ghost.c")
+# No -ffast-math: NaN must stay NaN, and sums their order.
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+BOUND = 120  # seconds
+
+log = logging.getLogger("adabatch")
+
+
+class Unavailable(RuntimeError):
+    """There is no kernel here; the message says why."""
+
+
+@functools.cache
+def ghost() -> ctypes.CDLL:
+    """The functions of ghost.c. Unavailable: no compiler, or it fails."""
+    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
+    if platform.system() != "Linux" or compiler is None:
+        raise Unavailable("it needs Linux and a C compiler (cc)")
+    try:
+        return ctypes.CDLL(str(_built(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(getattr(error, "stderr", None) or str(error)) from error
+
+
+def _built(compiler: str) -> Path:
+    """The library, from the cache or compiled."""
+    about = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=BOUND).stdout
+    parts = (SOURCE.read_bytes(), " ".join((compiler, *FLAGS)).encode(), about, _processor())
+    name = f"ghost-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adabatch" / "native" / name
+    if kept.exists():
+        return kept
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=kept.parent)
+    except OSError:  # a home that nobody may write to: for this process alone
+        folder, kept = tempfile.mkdtemp(prefix="adabatch-"), None
+    made = Path(folder) / name
+    log.info("compiling a kernel for ghost batch norm (once, about 2 s)")
+    subprocess.run(
+        [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"],
+        capture_output=True, text=True, check=True, timeout=BOUND,
+    )  # fmt: skip
+    if kept is None:
+        return made
+    os.replace(made, kept)  # ranks that compile at the same time: the last one stays, all are alike
+    os.rmdir(folder)
+    return kept
+
+
+def _processor() -> bytes:
+    """What -march=native asks the processor: its name and flags."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine().encode()
+    kinds = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)})).encode()
