@@ -99,7 +99,9 @@ def lenient(overrides) -> list[str]:
             override = f"{key}='{value}'"
         if re.match(r"\+\w+\.", key):
             override = f"+{override}"
-        elif key.startswith("hydra.launcher.additional."):
+        elif key.startswith("hydra.launcher.additional.") or override.startswith(
+            "hydra.launcher.additional={"
+        ):
             override = f"++{override}"
         result.append(override)
     return result

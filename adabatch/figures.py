@@ -63,7 +63,7 @@ def warn_of_idle_ranks(run, batch: int) -> None:
             batch,
             groups,
             what,
-            "" if groups == 1 else "s",
+            "" if groups == 1 else "es" if hardware.ordered else "s",
             f" of {unit}" if what == "ghost group" else "",
             world - groups,
             world,

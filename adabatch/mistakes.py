@@ -89,6 +89,8 @@ def _culprit(overrides) -> str | None:
         if key == "arm":
             line = override.input_line
             return f"{line}: arms are those of a comparison: experiment=compare compare.arms=[...]"
+        if key.startswith("hydra/"):
+            choices[key] = _options(override)[0]
         if key in groups:
             options = loader.get_group_options(key, ObjectType.CONFIG)
             if override.is_add():
@@ -107,11 +109,31 @@ def _culprit(overrides) -> str | None:
     paths = {override.key_or_group for override in parsed}
     for override in parsed:
         key = override.key_or_group
-        if key in groups or key.split(".")[0] == "hydra" or override.is_add():
+        if key.startswith("hydra.launcher.") and (message := _launcher(key.split(".")[2], tree)):
+            return message
+        if key in groups or key.startswith(("hydra.", "hydra/")) or override.is_add():
             continue
         if (message := _unknown(key, known, groups, chosen, paths)) is not None:
             return message
     return None
+
+
+def _launcher(name: str, tree) -> str | None:
+    """Why the launcher in use has no key of this name; None if it has."""
+    known = [str(key) for key in tree.hydra.launcher if key != "_target_"]
+    if name in known:
+        return None
+    if not known:
+        return (
+            f"hydra.launcher.{name} is for jobs that are submitted: choose hardware=slurm, or "
+            "hydra/launcher=local for the background of this machine"
+        )
+    more = (
+        " Any other option of sbatch: hydra.launcher.additional.OPTION=VALUE" if "additional" in known else ""
+    )
+    return (
+        f"hydra.launcher has no key {name!r}.{suggest(name, known)} The keys are: {', '.join(known)}.{more}"
+    )
 
 
 def _options(override) -> list[str]:

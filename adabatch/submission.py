@@ -208,9 +208,9 @@ def failed_early(folder: Path, error: str) -> bool:
     return _end(folder, "failed", error, WAITING, left)
 
 
-def gone(folder: Path, job: str | None, error: str) -> bool:
+def gone(folder: Path, job: str | None, error: str, state: str = "interrupted") -> bool:
     """The same from outside, of a job that has left the queue without a word."""
-    return _end(folder, "interrupted", error, WAITING, lambda s: (s.get("job") or {}).get("id") == job)
+    return _end(folder, state, error, WAITING, lambda s: (s.get("job") or {}).get("id") == job)
 
 
 def _end(folder: Path, state: str, error: str, states, fits) -> bool:

@@ -102,11 +102,35 @@ def test_the_default_configuration_is_good_and_complete():
         ("trackers.wandb.mode=of", "one of auto, online, offline, disabled"),
         ("seed=[1", "cannot be read"),
         ("nonsense", "nonsense"),
+        ("hydra.launcher.partition=a", "choose hardware=slurm"),
     ],
 )
 def test_a_typo_is_refused_with_what_was_meant(override, said):
     message = refused(override)
     assert said in message and "Traceback" not in message and "To append to your config" not in message
+
+
+@pytest.mark.parametrize("chosen", ["hardware=slurm", "hydra/launcher=local"])
+def test_a_typo_in_a_launchers_key_is_refused_with_what_was_meant(chosen):
+    message = refused(chosen, "hydra.launcher.timout_min=3")
+    assert "Did you mean 'timeout_min'" in message and "struct" not in message
+    assert ("additional.OPTION" in message) == (chosen == "hardware=slurm")
+    assert "Did you mean 'epochs'" in refused(chosen, "hydra.launcher.timeout_min=3", "epoch=3")
+
+
+def test_options_of_sbatch_may_be_given_as_a_mapping():
+    """As in the YAML and in docs/cluster.md; further keys are added to it."""
+    lines = (
+        "hydra.launcher.additional={constraint: a100, exclusive: true}",
+        "hydra.launcher.additional.reservation=r",
+    )
+    with config.composer():
+        tree = config.load(config.lenient(["hardware=slurm", *lines]))
+    assert dict(tree.hydra.launcher.additional) == {
+        "constraint": "a100",
+        "exclusive": True,
+        "reservation": "r",
+    }
 
 
 @pytest.mark.parametrize(

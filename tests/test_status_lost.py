@@ -9,7 +9,7 @@ import pytest
 from status_folders import dead_process, elsewhere, fake_slurm, make, owner_of, states, submitted, told
 
 from adabatch import places, slurm
-from adabatch.status import command
+from adabatch.status import command, verdict
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ SACCT = """\
     [
         ("Resources", 9999, None),
         ("Dependency", 9999, None),
-        ("JobHeldUser", 5, None),  # a chain that is being submitted
+        ("JobHeldUser", 5, "scontrol release 12"),
         ("JobHeldUser", 9999, "scontrol release 12"),
         ("JobHeldAdmin", 9999, "scontrol release 12"),
         ("launch failed requeued held", 9999, "scontrol release 12"),
@@ -100,6 +100,23 @@ def test_a_job_that_no_time_lets_begin_is_told_with_the_way_out(
     assert found["state"] == "submitted" and found["going"] is (words is None)
     assert found["detail"] == f"PENDING: {reason}" and (words or "") in (found["error"] or "")
     assert command.command([str(tmp_path / "run"), "--exit-code"]) == (1 if words else 3)
+
+
+@pytest.mark.parametrize(
+    "record, ago, told",
+    [
+        ({}, 5, True),
+        ({"legs": 3}, 200, False),
+        ({"legs": 3}, 400, True),  # whoever was submitting it has gone
+        ({"legs": 3, "chain": [{}]}, 5, False),
+        ({"legs": 3, "chain": [{}]}, 60, True),
+    ],
+)
+def test_a_held_job_is_told_at_once_unless_its_chain_is_being_submitted(record, ago, told):
+    found = verdict.stuck(
+        "12", slurm.Job("PENDING", "JobHeldUser"), record | {"submitted": time.time() - ago}
+    )
+    assert (found is not None) is told
 
 
 def test_what_slurm_says_of_every_kind_of_job(tmp_path, capsys, monkeypatch):

@@ -148,10 +148,34 @@ def test_the_last_words_of_a_requeued_job(tmp_path, monkeypatch, state, says):
     files = tmp_path / "files"
     files.mkdir()
     DelayedSubmission(print, {"folder": str(folder)}).dump(JobPaths(files, job_id="12").submitted_pickle)
+    (files / "12_0_log.err").write_text("env: it is not there\nsrun: error: node1: task 0: Exited\n\n")
     _last_words.main(str(files), "137")
     assert (status(folder)["state"] == "failed") is says
     if says:
-        assert "before the run began" in status(folder)["error"]
+        assert "before the run began (env: it is not there): see" in status(folder)["error"]
+
+
+def test_a_python_that_is_not_there_leaves_the_last_words_to_the_one_that_submitted(tmp_path):
+    """As sh runs them in a batch script."""
+    from hydra_plugins.adabatch_launcher import _options
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    folder, files = tmp_path / "run", tmp_path / "files"
+    files.mkdir()
+    (tmp_path / "srun").write_text("#!/bin/sh\nexit 127\n")
+    (tmp_path / "srun").chmod(0o755)
+    written(folder, "submitted", job=ALIVE | {"id": "12"})
+    DelayedSubmission(print, {"folder": str(folder)}).dump(JobPaths(files, job_id="12").submitted_pickle)
+    lines = _options.setup({"setup": [], "python": "/nope/python"}, files)
+    given = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "12",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    done = subprocess.run(["bash", "-c", "\n".join([*lines, "srun x"])], env=kept | given)
+    assert done.returncode == 127 and status(folder)["state"] == "failed"
+    assert "exited with code 127" in status(folder)["error"]
 
 
 # -- wait=true
@@ -195,6 +219,33 @@ def test_slurm_is_asked_once_a_round_for_all_jobs(tmp_path, monkeypatch):
     assert asked == [[str(n) for n in range(20)]] * 3  # running, gone, still gone
     assert {r["state"] for r in records} == {"interrupted"}
     assert "job 7 has ended while the run was running" in records[7]["error"]
+
+
+@pytest.mark.parametrize(
+    "known, began, state, code, words",
+    [
+        ("CANCELLED", False, "interrupted", 130, "was cancelled before it began"),
+        ("CANCELLED", True, "interrupted", 130, "was cancelled before it began"),
+        (None, False, "interrupted", 130, "was cancelled before it began"),
+        (None, True, "failed", 1, "ended before the run began: see"),
+        ("FAILED", True, "failed", 1, "ended before the run began (FAILED): see"),
+        ("NODE_FAIL", False, "failed", 1, "ended before the run began (NODE_FAIL): see"),
+    ],
+)
+def test_what_became_of_a_job_that_never_said_a_word(tmp_path, monkeypatch, known, began, state, code, words):
+    """A job that began has written output, if only that its Python is not there."""
+    monkeypatch.setattr(_wait, "POLL", 0.01)
+    monkeypatch.setattr(_wait, "ASK", 0.0)
+    found = {"7": slurm.Job(known)} if known else {}
+    monkeypatch.setattr(slurm, "ask", lambda _: slurm.Answer(found, complete=True))
+    logs, one = tmp_path / "7_*_log.*", job(tmp_path / "a", job="7")
+    if began:
+        (tmp_path / "7_0_log.err").write_text("env: no such file\n")
+    written(one.folder, "submitted", job=ALIVE | {"id": "7", "logs": str(logs)})
+    (record,) = _wait.wait([one])
+    assert (record["state"], record["exit_code"], status(one.folder)["state"]) == (state, code, state)
+    assert words in record["error"] and status(one.folder)["error"] == record["error"]
+    assert (str(logs) in record["error"]) == (code == 1)
 
 
 @pytest.mark.parametrize("reason", ["JobHeldUser", "DependencyNeverSatisfied"])

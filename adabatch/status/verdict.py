@@ -21,6 +21,7 @@ from adabatch.submission import FRESH
 # Of a job that waits: what no time cures, as squeue and scontrol spell it (with spaces or "_").
 HELD = ("jobheld", "launch_failed_requeued_held", "job_requeued_in_held_state", "jobholdmaxrequeue")
 NEVER = ("dependencyneversatisfied",)
+RELEASED = 30.0  # seconds after which a chain that is in the queue has been let go
 ASK = ("submitted", "running", "preempted")  # recorded states in which a job's state matters
 ORDER = (
     "finished", "interrupted", "preempted", "submitted", "running",
@@ -55,13 +56,14 @@ def jobs_of(runs: list[Facts]) -> list[str]:
     return [job for pair in asked for job in pair if job]
 
 
-def stuck(number, job: Job | None, since) -> str | None:
-    """Why a job that waits does so for ever, and the way out; None where it does not. since: when it was
-    submitted (unix time); the first jobs of chains are held while the later ones are submitted."""
+def stuck(number, job: Job | None, record: dict) -> str | None:
+    """Why a job that waits does so for ever, and the way out; None where it does not. record: "job" of the
+    status. The first job of a chain ("legs") is held until the later ones are in the queue."""
     reason = job.reason.lower().replace(" ", "_") if job and job.waits else ""
     if reason.startswith(NEVER):
         return f"job {number} waits for ever ({job.reason}): scancel {number}, then repeat the command"
-    if reason.startswith(HELD) and time.time() - (number_of(since) or 0) >= FRESH:
+    patience = 0.0 if not record.get("legs") else RELEASED if record.get("chain") else FRESH
+    if reason.startswith(HELD) and time.time() - (number_of(record.get("submitted")) or 0) >= patience:
         return f"job {number} is held ({job.reason}): scontrol release {number} lets it run, scancel ends it"
     return None
 
@@ -94,10 +96,10 @@ def _seen(run: Facts, now: float) -> float | None:
 def _submitted(run: Facts, answer: Answer, seen: float | None) -> tuple:
     job = answer.of(run.job)
     if job and not job.ended:
-        why = stuck(run.job, job, run.submitted.get("submitted"))
+        why = stuck(run.job, job, run.submitted)
         return "submitted", not why, str(job), why or ""
     if job:
-        return "lost", False, "", f"job {run.job} ended before the run began ({job})"
+        return "lost", False, "", f"job {run.job} ended before the run began ({job}){_logs(run)}"
     if run.job and answer.complete:
         return "lost", False, "", f"job {run.job} has left the queue before the run began"
     late = seen is None or seen >= FRESH
@@ -107,6 +109,11 @@ def _submitted(run: Facts, answer: Answer, seen: float | None) -> tuple:
         who = f"process {line(run.submitted['id'], 20)} on {line(run.submitted.get('host'), 60)}"
         return "lost", False, "", f"{who} has ended before the run began"
     return "submitted", True, "", ""
+
+
+def _logs(run: Facts) -> str:
+    logs = line(run.submitted.get("logs"), 300)
+    return f": see {logs}" if logs else ""
 
 
 def _local_going(run: Facts, late: bool) -> bool | None:
@@ -128,7 +135,7 @@ def _running(run: Facts, answer: Answer, seen: float | None) -> tuple:
         return "running", True, "", ""
     job = answer.of(run.owner_job, run.job) if run.owner_job else None
     if job and job.waits:
-        why = stuck(run.owner_job, job, None)
+        why = stuck(run.owner_job, job, {})
         return "submitted", not why, f"{job}, requeued", why or ""
     restarting = bool(job and not job.ended and run.job)  # an allocation of the user's outlives its runs
     if not owner:
@@ -148,7 +155,7 @@ def _running(run: Facts, answer: Answer, seen: float | None) -> tuple:
 def _preempted(run: Facts, answer: Answer, seen: float | None) -> tuple:
     known: Job | None = answer.of(run.job, run.owner_job)
     if known:
-        why = stuck(run.job or run.owner_job, known, None)
+        why = stuck(run.job or run.owner_job, known, {})
         return "preempted", not (known.ended or why), str(known), why or ""
     if not run.job and not run.owner_job:
         return "preempted", bool(_local_going(run, seen is None or seen >= FRESH)), "", ""

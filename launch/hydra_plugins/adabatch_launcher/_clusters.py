@@ -137,9 +137,12 @@ class Slurm:
         return [job.job_id for job in made]
 
     def told(self, group: list) -> str:
-        shape = group[0].shape
-        size = f"{shape['nodes']} node{'s' * (shape['nodes'] > 1)} x {shape['tasks']} process"
-        size += "es" * (shape["tasks"] > 1)
+        shape, chain = group[0].shape, group[0].chain if group[0].legs else ()
+        nodes, tasks = shape["nodes"], shape["tasks"]
+        if chain:  # its first job
+            tasks = min(chain[0]["processes"], tasks)
+            nodes = chain[0]["processes"] // tasks
+        size = f"{nodes} node{'s' * (nodes > 1)} x {tasks} process{'es' * (tasks > 1)}"
         if len(group) == 1:
             return f"submitted as job {group[0].job}: {size}"
         number, most = group[0].job.split("_")[0], shape["array_parallelism"]

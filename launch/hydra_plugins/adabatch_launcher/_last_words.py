@@ -23,6 +23,13 @@ def who(log: Path) -> str:
     return f"rank {found[2]} on {found[1]}" if found else "a process of the job"
 
 
+def last_line(log: Path) -> str:
+    """ " (its last line)" of what a job wrote that is not SLURM's own; "" where there is none."""
+    text = log.read_text(errors="replace")[-(1 << 16) :] if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if not line.startswith(("srun: ", "slurmstepd: "))]
+    return next((f" ({line[:200]})" for line in reversed(lines) if line), "")
+
+
 def main(folder: str, code: str) -> None:
     from submitit.core.utils import DelayedSubmission, JobPaths
 
@@ -31,8 +38,9 @@ def main(folder: str, code: str) -> None:
     number = int(code)
     why = spawn.death(128 - number if number > 128 else number)
     logs = Path(folder) / f"{found.job_id}_*_log.err"
-    killed = who(Path(folder) / f"{found.job_id}_0_log.err")
-    if not submission.failed_early(job["folder"], f"the job {why} before the run began: see {logs}"):
+    log = Path(folder) / f"{found.job_id}_0_log.err"
+    killed, said = who(log), last_line(log)
+    if not submission.failed_early(job["folder"], f"the job {why} before the run began{said}: see {logs}"):
         submission.ended(job["folder"], "failed", f"{killed} {why}: see {logs}", ("running",))
 
 

@@ -141,7 +141,7 @@ class Queue:
         number = submission.queued(folder)  # a job that another command has submitted since is asked about
         why = submission.unneeded(folder, self.living if number in self.living else None)
         record = submission.status_of(folder / "status.json").get("job") or {}
-        for_ever = why and verdict.stuck(number, self.answer.of(number), record.get("submitted"))
+        for_ever = why and verdict.stuck(number, self.answer.of(number), record)
         return f"{why}; {for_ever}" if for_ever else why
 
 

@@ -60,6 +60,8 @@ def submit(cluster, group: list, named) -> None:
         cluster.submit(group, named)
         return
     first, *later = group[0].legs
+    for one in group:
+        one.noted |= {"legs": len(one.legs)}
     shape = group[0].shape
     with undisturbed():
         try:

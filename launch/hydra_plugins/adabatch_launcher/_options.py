@@ -127,13 +127,17 @@ def parameters(shape: dict, files: Path) -> dict:
 
 def setup(shape: dict, files: Path) -> list[str]:
     """Lines of the batch script before srun: the user's own and two of ours."""
-    words = f"{python(shape)} -m hydra_plugins.adabatch_launcher._last_words {shlex.quote(str(files))}"
+    words = f"-m hydra_plugins.adabatch_launcher._last_words {shlex.quote(str(files))} $code"
+    # What could not start the run may not start this either: then the Python that submitted it.
+    said = f"{python(shape)} {words}" + (
+        f" || {shlex.quote(sys.executable)} {words}" if shape["python"] else ""
+    )
     return [
         # Since 22.05 srun does not take it from sbatch.
         '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
         *(shape["setup"] or ()),
         # A process that was killed says nothing; this runs after all of them, on the job's first node.
-        f'srun() {{ command srun "$@" && return; local code=$?; {words} $code; return $code; }}',
+        f'srun() {{ command srun "$@" && return; local code=$?; {said}; return $code; }}',
     ]
 
 

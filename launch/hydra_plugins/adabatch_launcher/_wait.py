@@ -1,5 +1,6 @@
 """wait=true: until every job has ended, and what became of each."""
 
+import glob
 import logging
 import os
 import time
@@ -42,7 +43,7 @@ def wait(jobs: list) -> list[dict]:
             elif ask and state not in ENDS and _left(job, status, alive):
                 gone[number] = gone.get(number, 0) + 1
                 if gone[number] > 1:  # the first time its last word may have been on its way
-                    records[number] = _lost(job, status)
+                    records[number] = _lost(job, status, answer.of(_job(job, status).get("id")))
             elif ask:
                 gone[number] = 0
         if len(records) < len(jobs):
@@ -75,7 +76,7 @@ def _stuck(job, status: dict, answer: slurm.Answer) -> str | None:
     record = _job(job, status)
     if _options.held(job.shape.get("additional")):
         return None
-    return verdict.stuck(record.get("id"), answer.of(record.get("id")), record.get("submitted"))
+    return verdict.stuck(record.get("id"), answer.of(record.get("id")), record)
 
 
 def _left(job, status: dict, alive: dict) -> bool:
@@ -88,15 +89,24 @@ def _left(job, status: dict, alive: dict) -> bool:
     return state != "running" or owner.in_use(job.folder) is None
 
 
-def _lost(job, status: dict) -> dict:
-    """A job that is gone and has not said how."""
-    state, number = status.get("state"), _job(job, status).get("id")
-    if state == "submitted":
-        words = f"job {number} was cancelled before it began" if number else "its job was never submitted"
-    else:
+def _lost(job, status: dict, known: slurm.Job | None) -> dict:
+    """A job that is gone and has not said how. known: what SLURM still says of it."""
+    state, record = status.get("state"), _job(job, status)
+    number, logs, code = record.get("id"), str(record.get("logs")), 130
+    if state != "submitted":
         words = f"{f'job {number}' if number else 'its process'} has ended while the run was {state}"
-    submission.gone(job.folder, number, words)
-    return _record(job, "interrupted", words, 130)
+    elif not number:
+        words = "its job was never submitted"
+    elif known.state == "CANCELLED" if known else not glob.glob(logs):
+        words = f"job {number} was cancelled before it began"
+    else:
+        words, code = (
+            f"job {number} ended before the run began{f' ({known})' if known else ''}: see {logs}",
+            1,
+        )
+    ended = "failed" if code == 1 else "interrupted"
+    submission.gone(job.folder, number, words, ended)
+    return _record(job, ended, words, code)
 
 
 def _record(job, state: str, error: str | None, code: int) -> dict:
