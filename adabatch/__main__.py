@@ -30,13 +30,13 @@ def task(tree):
     good = config.checked(tree, hydra)
     folder = os.path.relpath(hydra.runtime.output_dir)
     overrides = config.typed_lines(hydra)
+    own = _option(sys.argv[1:], "--config-dir", "-cd")
+    own = ["--config-dir", own] if own else []
     if hydra.mode != RunMode.MULTIRUN:
         named = [
             line for line in hydra.overrides.hydra if line.startswith(("hydra.run.dir", "hydra.sweep.dir"))
         ]
-        if own := _option(sys.argv[1:], "--config-dir", "-cd"):
-            named += ["--config-dir", own]
-        summary, code = jobs.run_job(good.config, folder, overrides, good.notes, places=named)
+        summary, code = jobs.run_job(good.config, folder, overrides, good.notes, places=[*named, *own])
         results.append(code)
         return summary
     if hydra.launcher._target_.endswith(".BasicLauncher"):
@@ -44,7 +44,7 @@ def task(tree):
 
         _alone()  # a YAML may say hydra.mode=MULTIRUN
         jobs.terminal()
-        named = () if os.path.dirname(folder) == "outputs" else (f"hydra.run.dir={folder}",)
+        named = ([] if os.path.dirname(folder) == "outputs" else [f"hydra.run.dir={folder}"]) + own
         record = sweep.run_isolated(good.config, folder, overrides, good.notes, named=named)
         chosen = not hydra.sweeper._target_.endswith((".BasicSweeper", ".CompareSweeper"))
         return sweep.score(record) if chosen else record["summary"]
@@ -125,8 +125,8 @@ def _hydra(arguments: list[str]) -> int:
     from adabatch import config
 
     before = sys.argv
-    sys.argv = [before[0], *arguments]
     try:
+        sys.argv = [before[0], *_overrides_first(arguments)]
         if _option(arguments, "--cfg", "-c"):
             with config.composer(_option(arguments, "--config-dir", "-cd")):
                 config.checked(config.load(_overrides(arguments)))
@@ -151,12 +151,27 @@ def _jobs_so_far() -> int:
     return sweep.show() if sweep is not None and (sweep.records or sweep.epilogue) else 0
 
 
-def _overrides(arguments: list[str]) -> list[str]:
-    """The overrides among the arguments, as Hydra's own parser splits them."""
+def _overrides_first(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra can read them: of overrides on both sides of an option it refuses the later
+    ones. Not last, because --info would take an override for its value."""
+    found, options = _parsed(arguments), list(arguments)
+    for override in found:
+        options.remove(override)
+    return [*found, *options]
+
+
+def _parsed(arguments: list[str]) -> list[str]:
+    """The overrides among the arguments, wherever they stand. SystemExit: --version, or an option's value
+    is wrong."""
     from hydra._internal.utils import get_args_parser
 
+    return get_args_parser().parse_known_intermixed_args(arguments)[0].overrides
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    """Likewise; none where the line cannot be read."""
     with contextlib.suppress(SystemExit):
-        return get_args_parser().parse_known_args(arguments)[0].overrides
+        return _parsed(arguments)
     return []
 
 

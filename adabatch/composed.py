@@ -1,10 +1,14 @@
 """A comparison's command as Hydra composes it: its configuration and its arms."""
 
+import os
+
+import yaml
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from adabatch import config
+from adabatch import config, mistakes
 from adabatch.compare.arms import Arm, key_of
 from adabatch.compare.asked import Asked, asked
 from adabatch.compare.making import Maker
@@ -68,16 +72,40 @@ class Composed:
     def options(self, group: str) -> list[str]:
         return self.loader.get_group_options(group, ObjectType.CONFIG)
 
-    def load(self, name: str) -> dict | None:
-        """The content of conf/arm/NAME.yaml, the user's own included."""
-        if name not in self.options("arm"):
+    def load(self, name: str) -> tuple[dict, str | None] | None:
+        """The content of arm/NAME.yaml, and the file where it is the user's own. UserError: it cannot be
+        read, or two have the name, of which Hydra would take ours without a word."""
+        sources = [s for s in self.loader.repository.get_sources() if s.is_config(f"arm/{name}")]
+        if not sources:
             return None
-        found = self.loader.repository.load_config(f"arm/{name}")
-        return OmegaConf.to_container(found.config, resolve=True)
+        files = [os.path.join(source.path, "arm", f"{name}.yaml") for source in sources]
+        own = [
+            os.path.relpath(f) for f in files if os.path.dirname(os.path.dirname(f)) != str(config.conf_dir())
+        ]
+        if len(files) > 1:
+            raise UserError(f"{own[-1]}: an arm called {name} is there already: give the file another name")
+        try:
+            found = OmegaConf.to_container(sources[0].load_config(f"arm/{name}").config, resolve=True)
+        except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+            at = getattr(error, "problem_mark", None)
+            why = f"line {at.line + 1}: {error.problem}" if at else str(error).splitlines()[0]
+            raise UserError(
+                f"{os.path.relpath(files[0])} cannot be read ({why}): correct the YAML"
+            ) from error
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{os.path.relpath(files[0])} says overrides, or control and of, by these keys, got {found!r}"
+            )
+        return found, own[0] if own else None
 
     def compose(self, lines) -> dict:
         """The checked configuration of an arm."""
-        return config.checked(self.loader.load_sweep_config(self.tree, [*self.common, *lines])).config
+        try:
+            return config.checked(self.loader.load_sweep_config(self.tree, [*self.common, *lines])).config
+        except Exception as error:  # of the command's own overrides all is known to be good
+            if (why := mistakes.explain(error, lines)) is None:
+                raise
+            raise UserError(why) from error
 
     def arms(self) -> tuple[list[Arm], list[str]]:
         """The arms, and what is to be said of them."""

@@ -152,7 +152,7 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
         stop.told = reason(error)
         leave(stop, lead.place, folder)
 
-    config, overrides = job[0], job[2]
+    config = job[0]
     began = time.monotonic()
     summary, error = None, None
     try:
@@ -190,7 +190,7 @@ def _owned(job: tuple, folder: Path, stop: Stop, owner: Owner, command: str, rer
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         seconds = time.monotonic() - began
         log.info(
-            f"{figures(summary)}\nfolder: {folder} ({seconds:.0f} s in all)\n{next_steps(folder, overrides)}"
+            f"{figures(summary)}\nfolder: {folder} ({seconds:.0f} s in all)\n{next_steps(folder, command)}"
         )
     elif reraise or not isinstance(error, (Exception, KeyboardInterrupt)):
         raise error

@@ -59,6 +59,17 @@ def named(overrides: list[str]) -> str | None:
     return found and found.strip("'")
 
 
+def brief(overrides: list[str]) -> str | None:
+    """What tells a job of a comparison from its others: "fixed 32 seed=2"; of a search, which has one seed,
+    "fixed 32 lr=0.1 tuning"; None of a job of another kind."""
+    if (found := named(overrides)) is None:
+        return None
+    given = dict(o.split("=", 1) for o in overrides if "=" in o)
+    search = given.get("compare.stage") == "tuning"
+    key, name = ("schedule.base_lr", "lr") if search else ("seed", "seed")
+    return " ".join([found, *([f"{name}={given[key]}"] if key in given else []), *["tuning"] * search])
+
+
 def tags(config: dict) -> list[str]:
     """Arm and seed, as tags that a dashboard can filter by."""
     return [f"arm: {arm(config)}"[:LONGEST], f"seed: {config.get('seed')}"[:LONGEST]]

@@ -141,10 +141,12 @@ def figures(summary: dict) -> str:
     return " · ".join(parts) or "done"
 
 
-def next_steps(folder: Path, overrides) -> str:
-    """Where the report lies, and the command that compares this run's schedule with fixed batches."""
+def next_steps(folder: Path, command: str) -> str:
+    """Where the report lies, and the command that compares this run's schedule with fixed batches. command:
+    the one that resumes the run."""
     lines = [f"report: {folder / 'report.html'}"] if (folder / "report.html").is_file() else []
-    run = runs.Run(folder)
-    if words := suggestions.comparison(list(overrides), run.config or {}, run.summary or {}):
-        lines.append(f"compare: {shlex.join(words)}")
+    run, typed = runs.Run(folder), shlex.split(command)
+    if words := suggestions.comparison(run.overrides, run.config or {}, run.summary or {}):
+        own = typed.index("--config-dir") if "--config-dir" in typed else len(typed)  # of the user's options
+        lines.append(f"compare: {shlex.join([*words, *typed[own : own + 2]])}")
     return "\n".join(lines)

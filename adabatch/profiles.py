@@ -98,7 +98,15 @@ def configured(config: dict) -> dict:
     """What of a resolved configuration the time of a step depends on, beside the batch: known without
     torch."""
     model, data, hardware = config["model"], config["dataset"], config["hardware"]
-    kept = ("precision", "memory_format", "compile", "convolution", "deterministic", "reduction")
+    kept = (
+        "precision",
+        "memory_format",
+        "compile",
+        "convolution",
+        "ghost_norm",
+        "deterministic",
+        "reduction",
+    )
     found = {
         "model": {k: v for k, v in model.items() if k not in ("base_lr", "init_from")},
         "dataset": {k: data.get(k) for k in ("_target_", "size", "augment")},
@@ -263,11 +271,22 @@ def write(path: Path, given: list[dict]) -> None:
 
 
 def merged(sources) -> list[dict]:
-    """The profiles of several files, as they stand in them; of two with one key the later file's counts."""
-    found = {}
+    """The profiles of several files, as they stand in them. UserError: two sessions of one network on one
+    machine. Each time is held against its own session's reference, which need not be the same point: no
+    interval is known that would cover both."""
+    found, origin = {}, {}
     for source in sources:
         for profile in read(source):
-            found[profile.key] = {**profile.given, "key": profile.key}
+            whole = {**profile.given, "key": profile.key}
+            if found.setdefault(profile.key, whole) != whole:
+                held = parsed({"format": FORMAT, "profiles": [found[profile.key]]}, source)
+                sizes = sorted({p.batch_size for p in (*held[0].points, *profile.points)})
+                raise UserError(
+                    f"{origin[profile.key]} and {source} are two sessions of one network on one machine "
+                    f"({profile.key}: {profile.words()}), whose times are no one profile: measure all sizes "
+                    f"in one (adabatch-profile --batches {','.join(map(str, sizes))}), or name one of the two"
+                )
+            origin.setdefault(profile.key, source)
     if len(found) > MOST_PROFILES:
         raise UserError(f"a file holds {MOST_PROFILES} profiles at most, these are {len(found)}")
     return list(found.values())

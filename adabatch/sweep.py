@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -191,20 +192,25 @@ def _record(folder: Path, overrides: list, code: int, pid: int, told_to_stop: bo
 
 def label(overrides: list[str]) -> str:
     """A job's overrides in a line; of a comparison's job what tells it from the others."""
-    arm = labels.named(overrides)
-    shown = [o for o in overrides if o.startswith(("seed=", "schedule.base_lr="))]
-    tuning = [o for o in overrides if o == "compare.stage=tuning"]
-    return " ".join([arm, *shown, *tuning] if arm else overrides)
+    return labels.brief(overrides) or " ".join(overrides)
 
 
 def table(found: list[dict]):
-    """All jobs of a multirun as a rich table: what distinguishes them, state, error, seconds, folder."""
+    """All jobs of a multirun as a rich table: what distinguishes them, state, error, seconds, folder. The
+    jobs of a comparison have long names in one folder: its place is told once, and of each the end, by which
+    a shell finds it."""
     from rich.table import Table
 
-    compared = all(label(r["overrides"]) != " ".join(r["overrides"]) for r in found)
+    compared = all(labels.named(r["overrides"]) for r in found)
+    at = {os.path.dirname(r["folder"]) for r in found} if compared else set()
+    ends = [re.search(r"-[0-9a-f]{8}$", r["folder"]) for r in found]
+    brief = len(at) == 1 and all(ends)
     found = [{**r, "overrides": [label(r["overrides"])]} for r in found] if compared else found
+    if brief:
+        found = [{**r, "folder": f"*{end[0]}"} for r, end in zip(found, ends)]
     common = set.intersection(*(set(r["overrides"]) for r in found)) if len(found) > 1 else set()
-    result = Table(title=f"{len(found)} jobs" + (f", all with {' '.join(sorted(common))}" if common else ""))
+    more = f", all with {' '.join(sorted(common))}" if common else f" in {at.pop()}" if brief else ""
+    result = Table(title=f"{len(found)} job{'s' * (len(found) != 1)}{more}")
     for name, justify in (("job", "right"), ("overrides", "left"), ("state", "left"), ("error", "right"),
                           ("seconds", "right"), ("folder", "left")):  # fmt: skip
         result.add_column(name, justify=justify, overflow="fold")

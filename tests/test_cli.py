@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
 from adabatch import __main__ as cli
 from adabatch import config, jobs, runs, sweep
@@ -109,6 +110,33 @@ def test_shell_completion_knows_groups_options_and_keys(here, capsys, monkeypatc
     monkeypatch.setenv("COMP_POINT", "20")
     assert cli.command(["-sc", "query=bash"]) == 0
     assert "schedule=adabatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["-m", "seed=1,2", "--config-dir", "own", "model=mine"],
+        ["seed=1,2", "-m", "-cd", "own", "model=mine"],
+        ["--config-dir=own", "seed=1,2", "--multirun", "model=mine"],
+        ["model=mine", "-cd", "own", "seed=1,2", "-m"],
+    ],
+)
+def test_options_stand_anywhere_between_overrides(here, line):
+    (here / "own" / "model").mkdir(parents=True)
+    (here / "own" / "model" / "mine.yaml").write_text((ROOT / "conf/model/vgg.yaml").read_text())
+    assert cli.command(line) == 0
+    found = [runs.Run(path).config for path in (here / "outputs").iterdir() if path.is_dir()]
+    assert sorted(config["seed"] for config in found) == [1, 2]
+    assert {config["options"]["model"] for config in found} == {"mine"}
+
+
+def test_what_only_shows_is_shown_once_wherever_its_option_stands(here, capfd):
+    for line, shown in ((["seed=7", "--cfg", "job", "epochs=3"], "epochs: 3"), (["--version"], "Hydra")):
+        assert cli.command(line) == 0
+        assert capfd.readouterr().out.count(shown) == 1 and not os.listdir(here)
+    for line in (["a=1", "b=2", "--info", "-m"], ["--info", "all", "a=1", "-m", "b=2"]):
+        found = get_args_parser().parse_args(cli._overrides_first(line))
+        assert (found.overrides, found.multirun, found.info) == (["a=1", "b=2"], True, "all")
 
 
 def test_a_multirun_goes_on_past_a_failure_and_shows_all(here, capsys):

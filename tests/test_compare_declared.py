@@ -199,7 +199,7 @@ def test_where_the_search_begins(batch, exponent, multipliers):
         ({0.5: 0.3, 1: 0.2, 2: 0.1}, 2, 4),
         ({0.25: 0.3, 0.5: 0.1, 1: 0.2, 2: 0.4}, 0.5, None),
         ({0.5: 0.1, 1: math.inf, 2: math.inf}, 0.5, 0.25),
-        ({0.5: math.inf, 1: math.inf, 2: math.inf}, 1, 0.25),  # all broke down: smaller
+        ({0.5: math.inf, 1: math.inf, 2: math.inf}, 0.5, 0.25),  # all broke down: smaller
         (
             {0.0625: 0.1, 0.125: 0.2, 0.25: 0.3, 0.5: 0.4, 1: 0.5, 2: 0.6},
             0.0625,
@@ -217,7 +217,7 @@ def test_the_choice_is_recorded_and_found_again(tmp_path):
     scores = {"a": [tuning.Score(2.0, 0.1, "finished", "x"), tuning.Score(1.0, math.inf, "diverged", "y")],
               "b": [tuning.Score(1.0, 0.2, "finished", "z")]}  # fmt: skip
     assert tuning.read(tmp_path, ["a", "b"]) is None
-    assert tuning.write(tmp_path, 1000, scores) == {"a": 2.0, "b": 1.0}
+    assert tuning.write(tmp_path, 1000, [arm("a"), arm("b")], scores) == {"a": 2.0, "b": 1.0}
     assert tuning.read(tmp_path, ["a", "b"]) == {"a": 2.0, "b": 1.0}
     assert tuning.read(tmp_path, ["a", "c"]) is None
     path = tmp_path / "tuning.yaml"
@@ -227,6 +227,7 @@ def test_the_choice_is_recorded_and_found_again(tmp_path):
         tuning.read(tmp_path, ["a", "b"])
     path.write_text(kept)
     written = yaml.safe_load((tmp_path / "tuning.yaml").read_text())
+    assert written["arms"]["a"]["base_lr"] == 0.1 and written["arms"]["b"]["base_lr"] == 0.05
     assert written["arms"]["a"]["at_an_edge"] and written["arms"]["a"]["tried"][0]["validation_error"] is None
     assert tuning.lines(arm("a"), 2.0) == ("schedule.base_batch=32", "schedule.base_lr=0.1")
     assert tuning.lines(arm("a"), 1.0) == ("schedule.base_batch=32",)
@@ -275,7 +276,8 @@ def test_tuning_runs_are_no_runs_of_the_verdict(tmp_path):
     compared(tmp_path, "grows", 1001, (32, 128), 0.5, 80, "tuning")  # wherever it lies
     found = look([str(tmp_path)], {})
     assert found.arms == before and found.pending == 0
-    assert found.notes == ["2 runs that tuned learning rates left out"]
+    cost = "20,000 samples and 160 s"  # 10 epochs of 1,000 samples and 80 s each
+    assert found.notes == [f"2 runs that tuned learning rates left out ({cost})"]
 
 
 def test_an_arm_that_was_not_declared_is_left_out_and_named(tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -248,6 +249,17 @@ def test_the_command_that_resumes_names_the_folder_of_your_options(tmp_path, mon
     assert command(["--config-dir", "conf", "schedule=own_rule", place]) == 0
     assert command(["schedule=fixed", place]) == 0
     assert told == [[place, "--config-dir", "conf"], [place]]
+
+
+@pytest.mark.slow
+def test_the_comparison_that_a_run_suggests_finds_your_options(tmp_path):
+    """What the run prints, typed again as it stands: it is planned, not refused as an unknown schedule."""
+    asked = ["--config-dir", "conf", "schedule=own_rule", *COMMON]
+    for line in (asked, ["-m", *asked, "seed=0"]):
+        place = [f"hydra.{'sweep' if '-m' in line else 'run'}.dir={tmp_path / str(len(line))}"]
+        said = python("-m", "adabatch", *line, *place, cwd=EXAMPLES).stdout
+        words = shlex.split(re.search(r"^compare: adabatch (.*)$", said, re.M)[1])
+        assert "own_rule" in python("-m", "adabatch.planning", *words, cwd=EXAMPLES).stdout
 
 
 def test_the_identity_of_a_run_holds_the_rule_s_arguments():

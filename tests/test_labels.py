@@ -54,3 +54,19 @@ def test_an_arm_is_called_as_the_comparison_calls_it(given, arm):
 def test_tags_are_as_long_as_wandb_allows():
     tags = labels.tags(setting(CONFIG, {"options.schedule": "x" * 200, "seed": 10**80}))
     assert all(1 <= len(tag) <= 64 for tag in tags)
+
+
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        (["compare.arm='mean-matched 80'", "compare.stage=verdict", "schedule.base_lr=0.2", "seed=3"],
+         "mean-matched 80 seed=3"),
+        (["compare.arm='fixed 32'", "compare.stage=tuning", "schedule.base_lr=0.2", "seed=1000"],
+         "fixed 32 lr=0.2 tuning"),
+        (["compare.arm=mine", "compare.stage=tuning", "seed=1000"], "mine tuning"),
+        (["schedule=adabatch", "seed=3"], None),
+    ],
+)  # fmt: skip
+def test_a_job_of_a_comparison_in_brief(typed, said):
+    """What differs between its jobs: arm and seed, in a search arm and learning rate."""
+    assert labels.brief(typed) == said

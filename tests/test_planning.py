@@ -386,6 +386,12 @@ def test_every_combination(capsys, tmp_path, monkeypatch):
     assert "9 to 450" not in text and "10 to 450" in text  # noise_scale at batch 32
 
 
+def test_a_comparison_fits_a_narrow_window(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = shown(capsys, "-m", "experiment=compare", "dataset=digits", "compare.looks=[2]")
+    assert "seeds      2 of each arm" in text and max(map(len, text.splitlines())) <= 80
+
+
 def test_a_comparison_has_a_line_for_each_arm_and_is_judged_as_a_whole(capsys):
     """1,000 test samples: sd 0.71 points at 10 % error; 3 runs show 2 points at alpha = 0.05, but not at its
     half, for two looks: (2 / 0.71 / sqrt(2 / 3) - t(0.975, 4)) = 0.68, a power of 75 %."""
@@ -393,6 +399,7 @@ def test_a_comparison_has_a_line_for_each_arm_and_is_judged_as_a_whole(capsys):
     text = shown(capsys, *arguments, "compare.looks=[3,6]")
     lines = [re.split(" {2,}", line)[0] for line in text.partition("\n\n")[2].splitlines()]
     assert lines[1:6] == ["fixed 32", "fixed 128", "fixed 512", "mean-matched 82", "adabatch"]
+    text = " ".join(text.split())
     assert "3 of each arm do not resolve 2 percentage points" in text and "power 75%" in text
     assert "too few to tell" not in text, "one judgement"
     assert text.count("lr twin of adabatch does what fixed 32 does: left out") == 1

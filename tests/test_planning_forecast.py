@@ -92,7 +92,7 @@ def test_the_bound_comes_first_and_names_the_fixed_batch(capsys, source):
     assert float(found[1]) == pytest.approx((step(16) / 16) / (step(1437) / 1437), rel=0.01)
     assert after.index("forecast") > after.index("attains")
     assert "device-hours" in after and "EUR" in after
-    assert "this one is faster by" in after and "not measured" not in after and "(extra" not in after
+    assert "speed-up over it" in after and "not measured" not in after and "(extra" not in after
 
 
 def test_batches_beyond_the_measured_ones_are_no_part_of_the_bound(capsys, tmp_path):
@@ -160,8 +160,13 @@ def test_a_sweep_is_held_against_its_fixed_arms(capsys, source):
     text = said(capsys, *lines, "--profile", source, "--price", "3.6")
     total = sum(job["forecast"]["eur"] for job in jobs)
     assert f"{total:,.3g} EUR" in text and "all 8 runs" in text
-    assert "is faster than fixed 256 by" in text
     assert "2 of each arm do not resolve" in " ".join(text.split())
+    # What is slower is called so, by a factor above 1 and an interval the right way round.
+    rows = [row for job in jobs for row in job["forecast"].get("speed_up_over") or ()]
+    expected = {("faster" if row["ratio"] >= 1 else "slower", row["batch_size"]) for row in rows}
+    told = re.findall(r" is (faster|slower) than fixed (\d+) by ([\d.]+)x \(([\d.]+) to ([\d.]+)\)", text)
+    assert {(what, int(batch)) for what, batch, *_ in told} == expected >= {("slower", 256)}
+    assert all(1 <= float(by) and float(low) <= float(by) <= float(high) for _, _, by, low, high in told)
 
 
 def total(text: str) -> tuple[str, float]:

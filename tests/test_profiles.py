@@ -133,18 +133,26 @@ def test_of_several_profiles_one_is_named(tmp_path):
         profiles.read(f"{source}@ffffffff")
 
 
-def test_merging_keeps_every_machine_and_the_later_of_two(tmp_path):
-    newer = copy.deepcopy(GOOD) | {"sustained_ratio": 1.5}
+def test_merging_keeps_every_machine_and_no_profile_twice(tmp_path):
     other = copy.deepcopy(GOOD)
     other["machine"] |= {"device": "another"}
     a = written(tmp_path / "a.json", GOOD)
-    b = written(tmp_path / "b.json", newer, other)
+    b = written(tmp_path / "b.json", GOOD, other)
     found = profiles.merged([a, b])
     profiles.write(tmp_path / "out.json", found)
     read = profiles.read(tmp_path / "out.json")
     assert [p.machine["device"] for p in read] == ["A processor", "another"]
-    assert [p.sustained_ratio for p in read] == [1.5, 1.0]
     assert [p.points for p in read] == [profile(GOOD).points] * 2
+
+
+def test_two_sessions_of_one_machine_are_not_merged_and_no_point_is_lost(tmp_path):
+    """Their times are relative to two references. The message names the sizes to measure in one session."""
+    a = written(tmp_path / "a.json", entry([point(b, b, 1.0) for b in (32, 512)]))
+    b = written(tmp_path / "b.json", entry([point(b, b, 2.0) for b in (48, 512, 1024)]))
+    with pytest.raises(UserError, match="--batches 32,48,512,1024") as told:
+        profiles.merged([a, b])
+    assert a in str(told.value) and b in str(told.value)
+    assert profile(entry([point(1, 1, 1.0)])).key in str(told.value)
 
 
 def test_a_key_says_network_and_machine():

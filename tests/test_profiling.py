@@ -239,7 +239,8 @@ def test_merging_times_nothing(tmp_path, capsys):
     out = tmp_path / "all.json"
     assert command(["--merge", a, b, "--out", str(out)]) == 0
     assert [p.world for p in profiles.read(out)] == [1, 2]
-    assert "2 x A processor" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 x A processor" in said and said.count("5 points, batches") == 2
     assert command(["--merge", a, b]) == 2
     assert command(["--merge", a, b, "--out", str(out), "model=vgg"]) == 2
     assert command(["--merge", a, str(tmp_path / "none.json"), "--out", str(out)]) == 2

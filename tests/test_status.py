@@ -147,7 +147,7 @@ def test_trees_links_and_runs_that_were_put_aside(tmp_path, capsys):
         (["nowhere"], "nowhere: there is no such folder"),
         ([], "outputs: there is no such folder"),
         (["empty"], "empty: no run in it"),
-        (["a-file"], "a-file: is a file"),
+        (["a-file"], "a-file: it is a file. Name"),
         (["run", "empty"], "empty: no run in it"),
         (["run", "--fialed"], "Did you mean '--failed'?"),
         (["run", "--watch=0"], "--watch takes seconds from 0.1"),

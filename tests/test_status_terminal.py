@@ -95,6 +95,22 @@ def test_no_line_wraps_and_every_run_has_one(tmp_path, width, slurm):
     assert "failed: RuntimeError:" in text and "no heartbeat for 15 m" in text
 
 
+def test_runs_of_a_comparison_are_told_apart_in_a_narrow_window(tmp_path):
+    """By arm and seed, a search's by its learning rate: of their folders' names only the ends differ."""
+    names = [("adabatch", 0), ("adabatch", 1), ("mean-matched 80", 0), ("mean-matched 80", 1)]
+    common = ["experiment=compare", "dataset=digits", "schedule.base_lr=0.2"]
+    for number, (arm, seed) in enumerate(names):
+        typed = [*common, f"compare.arm='{arm}'", "compare.stage=verdict", f"seed={seed}"]
+        folder = f"dataset=digits-seed={seed}-epochs=2-dataset.validation=200-experiment=-{number:08x}"
+        make(tmp_path / "all" / folder, "finished", overrides=typed)
+    typed = [*common, "compare.arm='adabatch'", "compare.stage=tuning", "seed=1000"]
+    make(tmp_path / "all/tuning/dataset=digits-seed=1000-00000009", "finished", overrides=typed)
+    shown = Terminal(["all"], tmp_path, 80)
+    assert shown.end() == 0
+    lines = [re.split(" {2,}", line)[1] for line in screen(shown.text, 80) if line.startswith("finished")]
+    assert lines == [*(f"{arm} seed={seed}" for arm, seed in names), "adabatch lr=0.2 tuning"]
+
+
 def test_watch_redraws_in_place_until_all_have_ended(tmp_path):
     folder = make(tmp_path / "all/seed=0-00000000", "running", owner=owner_of(os.getpid()), rows=half())
     shown = Terminal(["--watch", "0.2", "all", "--exit-code"], tmp_path, 80)

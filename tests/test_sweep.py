@@ -159,6 +159,25 @@ def test_the_table_tells_all_jobs_and_the_code_is_one_if_any_failed(tmp_path, st
     ]
 
 
+def test_a_comparison_s_table_has_a_line_for_each_run_in_a_narrow_window():
+    """Its runs share a folder, told once; the end of a run's own name finds it there."""
+    from rich.console import Console
+
+    def job(seed: int, end: str) -> dict:
+        typed = ["dataset=digits", "compare.arm='mean-matched 80'", "compare.stage=verdict", f"seed={seed}"]
+        folder = f"outputs/own/dataset=digits-seed={seed}-epochs=1-dataset.limit=400-experiment=co-{end}"
+        return {"overrides": typed, "folder": folder, "state": "finished", "summary": None, "exit_code": 0}
+
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(sweep.table([job(0, "4f5abe2d"), job(1, "ea2c8022")]))
+    title, *lines = shown.get().strip().splitlines()
+    rows = [line for line in lines if "finished" in line]
+    assert "2 jobs in outputs/own" in title and len(lines) == 6 and len(rows) == 2
+    assert "mean-matched 80 seed=0" in rows[0] and "*-4f5abe2d" in rows[0]
+    assert "mean-matched 80 seed=1" in rows[1] and "*-ea2c8022" in rows[1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_job_once_and_ends_the_sweep(tmp_path, stand_ins, number):
     stand_ins.behaviour = _by_seed

@@ -134,7 +134,7 @@ def test_outcomes_are_recorded_and_the_sweep_goes_on(place, capfd):
     assert (
         states.pop(("adabatch", 1)) == "failed" and set(states.values()) == {"finished"} and len(states) == 2
     )
-    assert "compare.retry=[failed]" in capfd.readouterr().out
+    assert "compare.retry=failed" in capfd.readouterr().out
     Path("mended").touch()
     assert compared(place) == 1 and len(began()) == 2, "no outcome is tried again without a word"
     assert compared(place, "compare.retry=[failed]") == 0
@@ -283,8 +283,16 @@ def test_the_search_for_learning_rates_comes_first_and_once(place, capfd):
     assert {runs.Run(f).config["schedule"]["base_lr"] for f in folders().values()} == {0.025}
     report = json.loads(Path("sweep/report.json").read_text())
     assert "tuned" in report["verdict"] and "untuned" not in report["verdict"]
+    assert {a["base_lr"] for a in report["arms"]} == {0.025}
+    told = capfd.readouterr().out
+    before, after = told.index("learning rate by rule"), told.index("learning rate by the search")
+    rates = [[line.split()[3] for line in told[at:].splitlines() if line.startswith("  fixed 32 ")][0]
+             for at in (before, after)]  # fmt: skip
+    assert rates == ["0.05", "0.025"], "the rates that the runs have, once they are known"
     assert [a["runs"] for a in report["arms"]] == [2, 2, 2]
     assert compared(place, *more) == 0 and began() == order
+    told = capfd.readouterr().out
+    assert "learning rate by the search" in told and "learning rate by rule" not in told
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 sweeper, a torn status, a search that fails, a queue that must not be asked too often."""
 
 import errno
+import json
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from test_sweeper import ARMS, began, compared, folders, place, trained  # noqa:
 
 from adabatch import config, owner, runs, slurm, sweep
 from adabatch.composed import quoted
+from adabatch.errors import Diverged
 
 EVERY = sorted((arm, seed) for arm in ARMS for seed in (0, 1))
 
@@ -92,6 +94,58 @@ def test_a_run_that_another_sweeper_was_faster_to_begin_is_no_failure(place, mon
     assert len(sweep.records) == len(began()) == 5, "the sixth is the other's"
 
 
+@pytest.mark.parametrize("outcome", [Diverged("the loss is nan"), MemoryError("out of memory")])
+def test_a_comparison_of_which_no_run_finished_has_a_verdict(place, capfd, outcome):  # noqa: F811
+    """Every run is over, and the same command could do nothing more."""
+
+    def breaks(config, folder, stop):
+        raise outcome
+
+    place.train = breaks
+    for _ in range(2):
+        assert compared(place) == 0
+        said = " ".join(capfd.readouterr().out.split())
+        assert "undecided: " in said and "the same command goes on" not in said
+    report = json.loads(Path("sweep/report.json").read_text())
+    assert report["decision"] == "undecided"
+
+
+def test_a_comparison_of_which_every_run_failed_is_no_success(place, capfd):  # noqa: F811
+    def breaks(config, folder, stop):
+        raise RuntimeError("a bug")
+
+    place.train = breaks
+    for _ in range(2):
+        assert compared(place) == 1
+        assert "6 failed: adabatch-status --failed sweep shows why" in capfd.readouterr().out
+    place.train = trained
+    assert compared(place, "compare.retry=failed") == 0, "one word stands for a list of it"
+    assert sorted(began()) == EVERY
+
+
+@pytest.mark.slow
+def test_an_arm_that_no_learning_rate_trained_is_told_and_counted(place, capfd):  # noqa: F811
+    """Its runs take the smallest rate that was tried, and the verdict counts what becomes of them."""
+
+    def breaks(config, folder, stop):
+        if config["compare"]["arm"] == "fixed 256":
+            with open("rates", "a") as file:
+                file.write(f"{config['seed']} {config['schedule']['base_lr']}\n")
+            raise Diverged("the loss is nan")
+        return trained(config, folder, stop)
+
+    place.train = breaks
+    assert compared(place, "compare.tune_lr=true", "dataset.validation=100") == 0
+    said = capfd.readouterr()
+    told = "every learning rate of the search broke down for fixed 256"
+    twice = " ".join((said.out + said.err).split()).count(told)
+    assert twice == 2, "when the search has ended, and in the verdict"
+    assert told in json.loads(Path("sweep/report.json").read_text())["verdict"]
+    rates = [line.split() for line in Path("rates").read_text().splitlines()]
+    least = min(float(rate) for seed, rate in rates if seed == "1000")
+    assert {float(rate) for seed, rate in rates if seed != "1000"} == {least}
+
+
 def test_two_sweepers_share_a_folder(place, monkeypatch):  # noqa: F811
     """Each run is made once, and both end well."""
     looks = iter(range(600))  # the last run may be the other's: a minute for it
@@ -120,7 +174,7 @@ def test_a_search_with_a_failed_run_chooses_nothing(place, capfd):  # noqa: F811
     tune = ("compare.tune_lr=true", "dataset.validation=100")
     assert compared(place, *tune) == 2
     said = capfd.readouterr().err.replace("\n", " ")
-    assert "fixed 256, seed 1000, lr x 0.5" in said and "compare.retry=[failed]" in said
+    assert "fixed 256, seed 1000, lr x 0.5" in said and "compare.retry=failed" in said
     assert not Path("sweep/tuning.yaml").exists() and {seed for _, seed in began()} == {1000}
     Path("mended").touch()
     assert compared(place, *tune, "compare.retry=[failed]") == 0

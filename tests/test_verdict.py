@@ -64,7 +64,7 @@ def test_the_sentence_of_the_tuned_and_of_the_small_evaluation_set():
     plan = replace(PLAN, tuned=True, evaluated=360, chosen=False, remark="looks were not declared beforehand")
     found = decide([SMALL, LARGE, GOOD], plan)
     assert found.sentence.endswith(
-        "; fixed LRs tuned; for this evaluation set; looks were not declared beforehand; "
+        "; LRs tuned; for this evaluation set; looks were not declared beforehand; "
         "chosen and measured on the same set"
     )
     assert (

@@ -79,11 +79,34 @@ def test_text_fits_the_window(swept, capsys, monkeypatch, width):
     assert max(map(len, lines)) <= width
     for name in ("fixed 32", "fixed 128", "fixed 512", "adabatch 32-512"):
         assert sum(line.startswith(name + " ") for line in lines) >= 2  # as an arm and as a candidate
-    headings = " ".join(line for line in lines if line.startswith(("arm  ", "candidate  ")))
+    headings = " ".join(line for line in lines if line.startswith(("arm  ", "candidate  ", "rival  ")))
     gone = ", ".join(re.findall(r"\(no room for: ([^)]*)\)", " ".join(shown.split()))).split(", ")
     for name in ("updates", "seconds", "reached 10 %", "speed [95 %]", "TOST p", "correlation"):
         assert (name in headings) != (name in gone), name
     assert all(name in headings for name in ("final error [95 %]", "seconds", "shows", "error, pp [90 %]"))
+
+
+def test_both_halves_of_a_verdict_are_shown_however_narrow_the_window(tmp_path, capsys, monkeypatch):
+    """Errors and speeds: where names leave no room beside each other, a candidate stands above its rivals."""
+    for seed in range(2):
+        for batches, named in (((32,), "a fixed arm of a long name"), ((32, 512), "an adaptive arm of one")):
+            config = {"compare.arm": named, "compare.stage": "verdict"}
+            run(tmp_path, seed, batches, 0.4 - 0.3 * seed, 9.0 + 90 * seed * len(batches), config=config)
+    tables = {}
+    for width in (80, 140):
+        monkeypatch.setenv("COLUMNS", str(width))
+        tables[width] = report(capsys, tmp_path).splitlines()
+        assert any("error, pp [90 %]" in line and "speed [95 %]" in line for line in tables[width])
+    wide = [line for line in tables[140] if line.startswith("candidate ")]
+    above = [line for line in tables[80] if line.endswith(" against")]
+    assert wide and above == ["an adaptive arm of one against", "a fixed arm of a long name against"]
+    beside = [tables[80][tables[80].index(line) + 1].split("  ")[0].strip() for line in above]
+    assert [name[:8] for name in beside] == ["a fixed ", "an adapt"] and max(map(len, tables[80])) <= 80
+
+
+def test_an_interval_of_errors_stays_where_errors_are():
+    assert table.percent([0.01, 0.1]).endswith("[0.00, 62.68]")  # 5.5 +- 12.706 * 4.5
+    assert table.percent([0.9, 0.99]).endswith("[37.32, 100.00]")
 
 
 def test_the_figures_of_an_arm(tmp_path, capsys):
@@ -153,6 +176,19 @@ def test_dawnbench(tmp_path, capsys):
     assert lines[-1] == "10\t2.00000000\t90.00" and len(lines) == 11
     run(tmp_path, 1, (32,), 0.1, 7200.0)
     assert "is about one run, and these are 2" in report(capsys, tmp_path, "--format", "dawnbench", code=2)
+
+
+def test_dawnbench_is_of_the_test_split(tmp_path, capsys):
+    """Of a run that watched a validation split: the row at its end, and a remark beside the table."""
+    folder = run(tmp_path, 0, (32,), 0.1, 7200.0, config={"dataset.validation": 200})
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    watched = [r | {"split": "validation", "eval_error": 0.07} for r in rows if r["event"] == "eval"]
+    lines = [r for r in rows if r["event"] == "train"] + watched + [rows[-1]]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    assert command.command([str(folder), "--format", "dawnbench"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["epoch\thours\ttop1Accuracy", "10\t2.00000000\t90.00"]
+    assert "test split" in said.err and "dataset.validation=0" in said.err
 
 
 def test_csv_is_one_table_of_numbers(swept, capsys):

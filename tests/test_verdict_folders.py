@@ -11,6 +11,7 @@ from sweep_folders import ARMS, ENVIRONMENT, run, schedule, sweep
 from adabatch import UserError, runs
 from adabatch.verdict import formats, table
 from adabatch.verdict import plan as plans
+from adabatch.verdict.arms import LOOKS
 from adabatch.verdict.decide import decide
 from adabatch.verdict.folders import common, look, write
 
@@ -280,7 +281,7 @@ def test_declared_looks_are_not_remarked_on(tmp_path):
     assert (plan.delta, plan.r0, plan.alpha, plan.looks) == (0.005, 1.1, 0.1, (5,))
     assert plan.tuned and plan.target == 0.2 and plan.remark is None and plan.arms == 2
     sentence = judged(tmp_path).sentence
-    assert "declared" not in sentence and "fixed LRs tuned" in sentence
+    assert "declared" not in sentence and "LRs tuned" in sentence
 
 
 def test_a_changed_declaration_counts_as_none(tmp_path):
@@ -404,7 +405,7 @@ def test_a_run_of_another_configuration_than_the_declared_one_is_refused(tmp_pat
     declare(tmp_path, arms=[*map(entry, NAMED)], tuned=True)  # a search changed the learning rate
     verdict = judged(tmp_path)
     assert (verdict.decision, verdict.winner) == ("adaptive", "adabatch")
-    assert "fixed LRs tuned" in verdict.sentence
+    assert "LRs tuned" in verdict.sentence
 
 
 @pytest.mark.parametrize("tuned", [False, True])
@@ -621,8 +622,8 @@ def test_controls_that_replay_were_not_tuned(tmp_path, replays):
     control = {"name": MATCHED, "adaptive": False, "control": "mean_matched", "of": "cabs"}
     control |= {} if replays else {"overrides": ["schedule=fixed"], "identity": "y"}
     declare(tmp_path, arms=[*map(entry, NAMED), control], tuned=True)
-    assert ("fixed LRs tuned but for replayed controls" in judged(tmp_path).sentence) is replays
-    assert "fixed LRs tuned" in judged(tmp_path).sentence
+    assert ("LRs tuned but for replayed controls" in judged(tmp_path).sentence) is replays
+    assert "LRs tuned" in judged(tmp_path).sentence
 
 
 def test_the_common_folder(tmp_path):
@@ -640,3 +641,46 @@ def test_the_environment_of_the_helper_is_that_of_a_run():
     from adabatch import environment
 
     assert set(ENVIRONMENT) - {"gpus"} <= set(environment.describe({}))
+
+
+def test_looks_that_nobody_declared_are_called_the_defaults(tmp_path):
+    sweep(tmp_path / "a", seeds=2)
+    assert "the first look is at 5 runs of each arm by default" in judged(tmp_path / "a").sentence
+    plan = look([str(tmp_path / "a")], {}).plan
+    assert "looks at 5, 10, 20 runs of each arm (the defaults)" in formats.settings(plan)
+    asked = {"looks": (3, 5)}
+    assert judged(tmp_path / "a", **asked).sentence.endswith("the first look is at 3 runs of each arm")
+    declare(tmp_path / "a")
+    assert judged(tmp_path / "a").sentence.endswith("the first look is at 5 runs of each arm")
+
+
+def test_what_each_of_two_comparisons_declares_is_not_what_both_together_do(tmp_path):
+    """Their looks are of each alone; the remark says why they do not hold."""
+    for name, batches in (("one", ((32,), (32, 128))), ("two", ((128,), (32, 512)))):
+        sweep(tmp_path / name, arms={key: ARMS[max(key),] for key in batches})
+        declare(tmp_path / name, looks=[5])
+    for named in ([tmp_path / "one", tmp_path / "two"], [tmp_path]):
+        plan = look([str(path) for path in named], {}).plan
+        assert plan.assumed and plan.looks == LOOKS
+        assert plan.remark == "looks were not declared beforehand for one and two together"
+    assert look([str(tmp_path / "one")], {}).plan.looks == (5,)
+
+
+def test_a_target_of_the_command_was_not_fixed_in_advance(tmp_path):
+    """No verdict rests on it, so it stands in the notes and the sentence stays."""
+    sweep(tmp_path)
+    for declared, said in ((None, "none was declared"), (0.2, "20 % was declared")):
+        declare(tmp_path, looks=[5], target=declared)
+        (note,) = [n for n in look([str(tmp_path)], {"target": 0.1}).notes if "target" in n]
+        assert "10 %" in note and said in note
+        assert judged(tmp_path, target=0.1).sentence == judged(tmp_path).sentence
+    assert not [n for n in look([str(tmp_path)], {"target": 0.2}).notes if "target" in n]
+
+
+def test_folders_whose_names_begin_alike_are_told_apart(tmp_path):
+    """A name is as long as the options of its run, and what tells runs apart is its end."""
+    long = "dataset=digits-" + "dataset.validation=200-" * 5
+    for folder in sweep(tmp_path, seeds=2).values():
+        folder.rename(tmp_path / (long + folder.name))
+    named = [run.folder for arm in look([str(tmp_path)], {}).arms for run in arm.runs]
+    assert sorted(named) == sorted(path.name for path in tmp_path.iterdir())

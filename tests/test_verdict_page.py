@@ -46,7 +46,20 @@ def whole(tmp_path_factory):
 def test_the_sentence_is_the_first_thing(whole):
     _, html, report = whole
     heading = re.search(r"<body><header><h1[^>]*>(.*?)</h1>", html).group(1)
-    assert " ".join(re.sub("<[^>]*>", "", heading).split()) == re.sub(r"&#x27;", "'", report["verdict"])
+    main, small = re.fullmatch("(.*)<small>(.*)</small>", re.sub("</?b>", "", heading)).groups()
+    assert main.endswith(". ") and small[0].isupper(), "each of its parts is a sentence of its own"
+    said = " ".join(re.sub(r"&#x27;", "'", f"{main.removesuffix('. ')}; {small}").split())
+    assert said.casefold() == report["verdict"].casefold()
+
+
+def test_every_limit_of_the_comparisons_is_explained(whole):
+    _, html, _ = whole
+    table = html[html.index(">Comparisons<") :].partition("</thead>")[0]
+    headings = [re.sub("<[^>]*>", "", h) for h in re.findall("<th[^>]*>(.*?)</th>", table)]
+    limits = [heading for heading in headings if heading.startswith("limit")]
+    assert limits == ["limit&lt;1", "limit"]
+    for heading in limits:
+        assert f"(column {heading})" in html
 
 
 def test_every_part_is_there_and_every_picture_is_one(whole):

@@ -268,6 +268,29 @@ def test_names_cover_neither_dots_nor_each_other():
             assert apart or i >= names, f"{shown[i].text} is covered"
 
 
+@pytest.mark.parametrize("size", [charts.WIDE, charts.NARROW])
+def test_the_rival_at_equal_updates_is_named_however_narrow_the_picture(size):
+    """Its dot lies under the diamond, between bars that reach across the picture: it comes before others."""
+    ended = {"fixed 32": (78, 0.1833, 0.1111), "mean-matched 80": (31, 0.15, 0.1639),
+             "fixed 128": (20, 0.2167, 0.35), "fixed 512": (5, 0.6167, 0.7056),
+             "adabatch": (31, 0.15, 0.1917)}  # fmt: skip
+    arms = [
+        Arm(name, name == "adabatch", tuple(Run(s, error=e, updates=updates) for s, e in enumerate(errors)))
+        for name, (updates, *errors) in ended.items()
+    ]
+    chart = decisive.chart(decisive.places(arms, "updates"), pens.dealt(arms), Plan(), "updates")
+    drawn = ET.fromstring(str(charts.draw(chart, size)))
+    named = [text.text for text in drawn.iter("text") if text.get("class") == "label"]
+    assert named[:2] == ["adabatch", "mean-matched 80"]
+
+
+def test_no_bar_leaves_the_range_of_an_error():
+    """A t interval of two seeds, 12.7 standard errors either way, does."""
+    runs = tuple(Run(s, error=error, updates=70) for s, error in enumerate((0.05, 0.3)))
+    found = decisive.places([Arm("fixed 32", False, runs)], "updates")
+    assert (found[0].y.low, found[0].y.high) == (0.0, 1.0)
+
+
 # -- the decisive picture ---------------------------------------------------------------------------
 
 

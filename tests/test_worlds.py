@@ -100,11 +100,12 @@ BAD = {
     "peak: {fp32: -1}\nmemory_bandwidth: 1": "peak.fp32 is a number above 0",
     "peak: {fp32: .inf}\nmemory_bandwidth: 1": "above 0",
     "devices: 4": "link_bandwidth",
-    "devices: 0\nlink_bandwidth: 1": None,
+    "devices: 0\nlink_bandwidth: 1": "whole number from 1 .*got 0",
     "devices: true\nlink_bandwidth: 1": "whole number",
     "devices: 1000000000\nlink_bandwidth: 1": "whole number",
     "memory: lots": "memory is a number above 0",
-    "- 1": "list",
+    "- 1": "holds a list where a dictionary belongs. A world is a YAML of keys",
+    "": "holds a NoneType where a dictionary belongs. A world is a YAML of keys",
     "a: &a [1]\nb: *a": "aliases",
 }
 
@@ -112,11 +113,14 @@ BAD = {
 @pytest.mark.parametrize("text", BAD)
 def test_what_is_no_world_is_refused(tmp_path, text):
     (tmp_path / "w.yaml").write_text(text)
-    if BAD[text] is None:  # left out and zero are one device
-        assert worlds.read(str(tmp_path / "w.yaml")).devices == 1
-        return
-    with pytest.raises(UserError, match=BAD[text]):
+    with pytest.raises(UserError, match=BAD[text]) as told:
         worlds.read(str(tmp_path / "w.yaml"))
+    assert "run" not in str(told.value).replace(str(tmp_path), "")  # of no run folder's file is spoken
+
+
+def test_devices_left_out_are_one(tmp_path):
+    (tmp_path / "w.yaml").write_text("memory: 1e9\n")
+    assert worlds.read(str(tmp_path / "w.yaml")).devices == 1
 
 
 def test_a_name_nearly_right():

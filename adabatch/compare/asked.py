@@ -9,6 +9,10 @@ from adabatch.verdict.plan import bounded, looks_of
 RETRIED = ("failed", "out_of_memory")  # a divergence is a result: to roll again would hide it
 NAME = re.compile(r"[\w .=+-]{1,40}")
 KEYS = ("name", "overrides", "sizes", "control", "of")  # of an arm
+COMMON = {  # keys of a schedule that the comparison sets in every arm: what an arm says instead
+    "schedule.base_batch": "write sizes: [{0}] beside the overrides, an arm for each",
+    "schedule.lr_batch": "it is the same in all arms: give it with the command",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Asked:
 
 def asked(node: dict, schedule: str) -> Asked:
     """schedule: the option that was chosen, the adaptive arm unless `compare.adaptive` names others."""
-    looks = looks_of(node["looks"])
+    looks = ours(looks_of, node["looks"])
     seeds = looks[0] if node["seeds"] is None else whole("seeds", node["seeds"], 1)
     if seeds > looks[-1]:
         raise UserError(
@@ -45,7 +49,7 @@ def asked(node: dict, schedule: str) -> Asked:
             f"compare.tuning_seed is no seed of the verdict (0 to {looks[-1] - 1}), got {tuning_seed}: "
             "take 1000"
         )
-    ladder = bounded(node, "ladder", 4, 1.1, 1e6)
+    ladder = ours(bounded, node, "ladder", 4, 1.1, 1e6)
     retry = tuple(names("retry", node["retry"]))
     for state in retry:
         if state not in RETRIED:
@@ -56,10 +60,10 @@ def asked(node: dict, schedule: str) -> Asked:
     if not isinstance(node["tune_lr"], bool):
         raise UserError(f"compare.tune_lr is true or false, got {node['tune_lr']!r}")
     return Asked(
-        delta=bounded(node, "delta", 1.0, 0.001, 50),
+        delta=ours(bounded, node, "delta", 1.0, 0.001, 50),
         looks=looks,
         seeds=seeds,
-        target=None if node["target"] is None else bounded(node, "target", 0, 0, 1),
+        target=None if node["target"] is None else ours(bounded, node, "target", 0, 0, 1),
         adaptive=tuple(names("adaptive", node["adaptive"])) or (schedule,),
         arms=tuple(listed(node["arms"])),
         ladder=ladder,
@@ -68,6 +72,14 @@ def asked(node: dict, schedule: str) -> Asked:
         order=whole("order", node["order"], 0),
         retry=retry,
     )
+
+
+def ours(read, *given):
+    """read(*given), which knows keys of compare.yaml: on the command line they are `compare.KEY`."""
+    try:
+        return read(*given)
+    except UserError as error:
+        raise UserError(f"compare.{error}") from None
 
 
 def whole(name: str, value, least: int) -> int:
@@ -127,3 +139,6 @@ def described(entry: dict, where: str) -> None:
             raise UserError(
                 f"{where}: arms differ in their schedule only, got {line}: give it with the command"
             )
+        if key in COMMON:
+            remedy = COMMON[key].format(line.partition("=")[2])
+            raise UserError(f"{where}: {line} is no override of an arm: {remedy}")

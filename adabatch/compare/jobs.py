@@ -9,6 +9,7 @@ from adabatch.compare.arms import Arm
 from adabatch.outcome import DISK_FULL
 
 SETTLED = ("failed", "diverged", "out_of_memory")  # outcomes that are not tried again without a word
+ENDED = ("finished", *SETTLED)
 DONE, TODO, BUSY, LATER = "done", "to do", "busy", "waits"
 
 

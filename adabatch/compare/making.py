@@ -6,12 +6,13 @@ the same in all arms, so that a learning rate follows its batch by the same rule
 """
 
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 
 from adabatch import plan, runs
 from adabatch.compare import matching
 from adabatch.compare.arms import CONTROLS, WORDS, Arm, control_of, key_of, spelled
-from adabatch.compare.asked import NAME, Asked, described
+from adabatch.compare.asked import COMMON, NAME, Asked, described
 from adabatch.errors import UserError, suggest
 
 LARGEST = 16  # times the base batch: how far a closed loop may go, where nothing else says it
@@ -27,11 +28,22 @@ def refuse_name(name: str) -> None:
         )
 
 
+@contextmanager
+def told(entry: dict):
+    """A mistake in an arm of the user's own names the arm and the file."""
+    try:
+        yield
+    except UserError as error:
+        if not entry.get("where"):
+            raise
+        raise UserError(f"arm {entry['name']} ({entry['where']}): {error}") from error
+
+
 class Maker:
     """config: of the command as it stands. option: the schedule it names. typed: its overrides of
     schedule.KEY. compose: overrides of an arm -> checked configuration. schema: a schedule's name -> its
-    YAML's node, or None. load: an arm's name -> its file's content, or None. known: names of both, for
-    suggestions."""
+    YAML's node, or None. load: an arm's name -> its file's content and, of the user's own, its path, or None.
+    known: names of both, for suggestions."""
 
     def __init__(self, config: dict, option: str, typed: list, asked: Asked, compose, schema, load, known):
         self.config, self.option, self.asked = config, option, asked
@@ -47,8 +59,7 @@ class Maker:
             raise UserError(
                 "a comparison must know the training samples beforehand: set dataset.samples to their number"
             )
-        apart = ("schedule.base_batch", "schedule.lr_batch")
-        self.typed = {key_of(line): line for line in typed if key_of(line) not in apart}
+        self.typed = {key_of(line): line for line in typed if key_of(line) not in COMMON}
         self.arms: list[Arm] = []
         self.notes: list[str] = []
         self.adaptive: list[Arm] = []
@@ -90,8 +101,6 @@ class Maker:
             found |= {k: f"{k}={v}" for k, v in inherited.items() if self.fits(k, node)}
         found |= {k: v for k, v in self.typed.items() if option == self.option or self.fits(k, node)}
         found |= {key_of(line): line for line in forced}
-        for key in ("schedule.base_batch", "schedule.lr_batch"):
-            found.pop(key, None)
         sizes = f"schedule.base_batch={batch}", f"schedule.lr_batch={self.lr_batch}"
         return (f"schedule={option}", *found.values(), *sizes)
 
@@ -134,7 +143,9 @@ class Maker:
                 for arm in self.adaptive[: len(wanted)]:
                     self.add(arm)
                 continue
-            self.expand(self.described(entry))
+            found = self.described(entry)
+            with told(found):
+                self.expand(found)
         names = [arm.name for arm in self.arms]
         if any(arm.of is not None and arm.of not in names for arm in self.arms):
             raise UserError("a control needs the arm that it is of among compare.arms")
@@ -144,16 +155,18 @@ class Maker:
         return self.arms, self.notes
 
     def described(self, entry) -> dict:
-        """An arm's keys: given, of its file, or a schedule's name."""
+        """An arm's keys: given, of its file, or a schedule's name. where: what the user wrote it in."""
         if isinstance(entry, dict):
-            return entry
+            return {**entry, "where": "compare.arms"}
         if (found := self.load(entry)) is not None:
-            described(found, f"conf/arm/{entry}.yaml")
-            return {"name": entry, **found}
+            content, file = found
+            described({"name": entry, **content}, file or f"conf/arm/{entry}.yaml")
+            return {"name": entry, **content, "where": file}
         if self.schema(entry) is not None:
             return {"name": entry, "overrides": [f"schedule={entry}"]}
         raise UserError(
-            f"compare.arms={entry}: there is no conf/arm/{entry}.yaml and no schedule of that name."
+            f"compare.arms={entry}: there is no arm/{entry}.yaml, ours or in --config-dir, and no schedule "
+            "of that name."
             f"{suggest(entry, [*self.known, 'adaptive'])}"
         )
 
@@ -162,7 +175,8 @@ class Maker:
         found = []
         for number, entry in enumerate([*wanted, *others]):
             own = entry.get("overrides", [])
-            arm = self.made(entry["name"], self.lines(own, self.batch))
+            with told(entry):
+                arm = self.made(entry["name"], self.lines(own, self.batch))
             if arm.adaptive:
                 found.append((arm, own))
             elif number < len(wanted):

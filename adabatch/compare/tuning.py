@@ -16,8 +16,8 @@ from adabatch.compare.declare import EXTENSIONS, MULTIPLIERS
 from adabatch.compare.jobs import state
 from adabatch.errors import UserError
 from adabatch.verdict.plan import digest
+from adabatch.verdict.search import FILE
 
-FILE = "tuning.yaml"
 FOLDER = "tuning"
 
 
@@ -45,7 +45,10 @@ def first(arm: Arm) -> list[float]:
 
 
 def best(scores: list[Score]) -> float:
-    """The multiplier with the lowest error; of equals the nearest to the rule."""
+    """The multiplier with the lowest error; of equals the nearest to the rule. Where every one broke down,
+    the smallest: the verdict counts what becomes of the arm, at the rate that is the likeliest to train."""
+    if all(math.isinf(score.error) for score in scores):
+        return min(score.multiplier for score in scores)
     return min(scores, key=lambda s: (s.error, abs(math.log(s.multiplier)), s.multiplier)).multiplier
 
 
@@ -66,15 +69,20 @@ def lines(arm: Arm, multiplier: float) -> tuple[str, ...]:
     if multiplier == 1:
         return arm.lines
     kept = tuple(line for line in arm.lines if not line.startswith("schedule.base_lr="))
-    return (*kept, f"schedule.base_lr={arm.config['schedule']['base_lr'] * multiplier:.12g}")
+    return (*kept, f"schedule.base_lr={base_lr(arm, multiplier):.12g}")
 
 
-def write(folder: Path, seed: int, found: dict[str, list[Score]]) -> dict[str, float]:
-    """Records what was tried and chosen in tuning.yaml; returns {arm: multiplier}."""
+def base_lr(arm: Arm, multiplier: float) -> float:
+    return arm.config["schedule"]["base_lr"] * multiplier
+
+
+def write(folder: Path, seed: int, arms: list[Arm], found: dict[str, list[Score]]) -> dict[str, float]:
+    """Records what was tried and chosen in tuning.yaml; returns {arm: multiplier}. arms: that were tuned."""
     chosen = {name: best(scores) for name, scores in found.items()}
-    arms = {
+    rates = {arm.name: base_lr(arm, chosen[arm.name]) for arm in arms}
+    entries = {
         name: {
-            "multiplier": chosen[name],
+            "multiplier": chosen[name], "base_lr": rates[name],
             "at_an_edge": chosen[name] in (scores[0].multiplier, scores[-1].multiplier),
             "tried": [
                 {"multiplier": s.multiplier, "validation_error": None if math.isinf(s.error) else s.error,
@@ -84,7 +92,7 @@ def write(folder: Path, seed: int, found: dict[str, list[Score]]) -> dict[str, f
         }
         for name, scores in ((n, sorted(s, key=lambda s: s.multiplier)) for n, s in found.items())
     }  # fmt: skip
-    content = {"seed": seed, "arms": arms}
+    content = {"seed": seed, "arms": entries}
     files.write_yaml(folder / FILE, {"format": files.FORMAT, **content, "sha256": digest(content)})
     return chosen
 

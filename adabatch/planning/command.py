@@ -120,7 +120,8 @@ def show(plans: list[Plan], multirun: bool, as_json: bool, compared: Compared | 
     if compared and compared.notes:
         text = "\n".join([text, "", *(table.wrapped(note, width) for note in compared.notes)])
     if compared and not plans[0].forecast:
-        text = "\n".join([text, "", *times.resolution(plans, compared)])
+        told = (table.wrapped(line, width) for line in times.resolution(plans, compared))
+        text = "\n".join([text, "", *told])
     if plans[0].forecast:
         more = spending.comparison(plans, width, compared) if multirun else spending.text(plans[0], width)
         text = f"{text}\n\n{more}"

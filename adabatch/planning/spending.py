@@ -17,6 +17,14 @@ def factor(row: dict) -> str:
     return f"{row['ratio']:.2f}x{between}"
 
 
+def versus(row: dict) -> str:
+    """ "faster than fixed 32 by 1.42x (1.30 to 1.55)", or "slower": a ratio below 1 is its inverse."""
+    if row["ratio"] >= 1:
+        return f"faster than {row['arm']} by {factor(row)}"
+    low, high = (None if row[end] is None else 1 / row[end] for end in ("high", "low"))
+    return f"slower than {row['arm']} by {factor({'ratio': 1 / row['ratio'], 'low': low, 'high': high})}"
+
+
 def bound(plan: Plan) -> str:
     """What no schedule can exceed, and that a fixed batch attains it."""
     b = plan.forecast["upper_bound"]
@@ -62,7 +70,7 @@ def text(plan: Plan, width: int) -> str:
         cells = [[named(r), f"{r['updates']:,}", duration(r["seconds"]), factor(r)] for r in rows]
         lines += [
             "",
-            *aligned([["arm", "updates", "training", "this one is faster by"], *cells], left=(0, 3)),
+            *aligned([["arm", "updates", "training", "speed-up over it"], *cells], left=(0, 3)),
         ]
     return "\n".join([*lines, "", *(wrapped(s, width) for s in times.resolution([plan]))])
 
@@ -124,7 +132,7 @@ def comparison(plans: list[Plan], width: int, compared: Compared | None = None) 
     lines = [wrapped(bound(best), width), "", *aligned([head, *rows], left=(0,))]
     for name, plan in arms:
         for row in plan.forecast.get("speed_up_over") or ():
-            lines.append(wrapped(f"{name} is faster than {row['arm']} by {factor(row)}", width))
+            lines.append(wrapped(f"{name} is {versus(row)}", width))
     runs, total = whole(plans, compared)
     kind = plans[0].forecast["kind"]
     label = "" if kind == "measured" else f"{kind}: "

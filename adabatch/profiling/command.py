@@ -128,7 +128,8 @@ def merge(asked, overrides: list[str], out: Path | None) -> int:
     for profile in profiles.read(out):
         sizes = sorted(p.batch_size for p in profile.points)
         model = str((profile.configuration.get("model") or {}).get("_target_"))
-        print(f"{profile.key}  {profile.words()}; {model}; batches {sizes[0]:,} to {sizes[-1]:,}")
+        spread = f"{len(sizes)} points, batches {sizes[0]:,} to {sizes[-1]:,}"
+        print(f"{profile.key}  {profile.words()}; {model}; {spread}")
     print(f"written: {out}")
     return 0
 

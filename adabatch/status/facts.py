@@ -5,9 +5,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adabatch import files, runs
+from adabatch import files, labels, runs
 from adabatch.errors import UserError
 from adabatch.files import number
+from adabatch.status import words
 from adabatch.status.folders import disk
 
 NEAR, FAR = 64 << 10, 1 << 20  # bytes from the end of metrics.jsonl: for the newest rows; for an evaluation
@@ -34,6 +35,7 @@ class Facts:
     loss: bool = False
     speed: float | None = None  # samples per second of training
     disk: int = 0  # bytes
+    named: str | None = None  # what a comparison calls it: its arm and seed
 
     @property
     def job(self) -> str | None:
@@ -123,6 +125,7 @@ def read(folder: Path) -> Facts | None:
         return None  # it vanished while it was read
     known = dict(
         folder=folder,
+        named=attempt(lambda: _named(folder), None),
         recorded=state,
         error=str(error)[:20_000] if error else None,
         owner=_dict(status.get("owner")),
@@ -132,6 +135,16 @@ def read(folder: Path) -> Facts | None:
     )
     summary = attempt(lambda: run.summary, {}) if state in ("finished", "unknown") else {}
     return Facts(**known, **(_of_summary(summary) if summary else _of_rows(folder, attempt)))
+
+
+def _named(folder: Path) -> str | None:
+    """Its arm and seed, where a comparison made it; what other runs were asked is not parsed, which takes
+    milliseconds each."""
+    path = folder / "overrides.yaml"
+    if not path.is_file() or "compare.arm=" not in files.read_text(path, files.SMALL):
+        return None
+    found = labels.brief(runs.Run(folder).overrides)
+    return found and words.line(found, 100)
 
 
 def _dict(value) -> dict:

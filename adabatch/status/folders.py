@@ -28,9 +28,9 @@ def find(named: list[str]) -> Found:
     for name in named:
         before = len(found.runs) + found.aside
         if not os.path.isdir(name):
-            what = "is a file; name a run's folder" if os.path.lexists(name) else "there is no such folder"
-            raise UserError(f"{name}: {what}, or a folder that holds some. Runs are in outputs/ unless "
-                            "hydra.run.dir or hydra.sweep.dir says otherwise")  # fmt: skip
+            what = "it is a file" if os.path.lexists(name) else "there is no such folder"
+            raise UserError(f"{name}: {what}. Name a run's folder, or one that holds some: runs are in "
+                            "outputs/ unless hydra.run.dir or hydra.sweep.dir says otherwise")  # fmt: skip
         inside = len(seen)
         _walk(Path(name), found, seen)
         if len(found.runs) + found.aside == before and len(seen) > inside:

@@ -25,6 +25,15 @@ class Row:
     label: str  # its folder, below what all have in common
 
     @property
+    def name(self) -> str:
+        """Of a comparison's run its arm and seed, which its label, cut, would not show."""
+        if self.run.named is None:
+            return self.label
+        above = os.path.dirname(self.label)  # a search, which says so, has a folder of that name
+        above = os.path.dirname(above) if self.run.named.endswith(" tuning") else above
+        return os.path.join(above, self.run.named)
+
+    @property
     def style(self) -> str:
         return STYLES.get(self.verdict.state, "bold red")
 
@@ -34,7 +43,11 @@ def rows(judged: list[tuple[Facts, Verdict]], named: list[str]) -> tuple[str, li
     prompt; names in between as people count them."""
     common = _common([run.folder for run, _ in judged], named)
     found = [Row(run, verdict, words.line(_below(run.folder, common), 400)) for run, verdict in judged]
-    return words.line(common, 200), sorted(found, key=lambda row: (_rank(row), natural(row.label)))
+    return words.line(common, 200), sorted(found, key=_place)
+
+
+def _place(row: Row) -> tuple:
+    return _rank(row), natural(os.path.join(os.path.dirname(row.label), row.name))
 
 
 def _rank(row: Row) -> int:

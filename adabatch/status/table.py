@@ -26,7 +26,7 @@ def table(found: list[Row], common: str, width: int, most: int | None = None, no
     width -= 1  # some terminals wrap when the last column is filled
     shown = found if most is None else found[-most:]
     parts = shared(found)
-    if max(cell_len(row.label) for row in shown) <= NAME:
+    if max(cell_len(row.name) for row in shown) <= NAME:
         parts = []
     layout = _layout(shown, parts, width + 2)  # no gap behind the last column
     heading = f"{common}: {' '.join(parts)}" if parts else common
@@ -56,11 +56,11 @@ def _wide(texts: list[str], heading: str) -> int:
 
 
 def _layout(shown: list[Row], parts: list[str], width: int) -> _Layout:
-    names = [without(row.label, parts) for row in shown]
+    names = [row.name if row.run.named else without(row.label, parts) for row in shown]
     states = [state(row) for row in shown]
     brief = [words.cut(text.replace("PENDING: ", ""), STATE) for text in states]
     least = min(_wide(names, "run"), NAME if width >= NARROW else LEAST)
-    columns, other = (_fitting(shown, width - _wide(s, "state") - 2 - least) for s in (states, brief))
+    columns, other = (_fitting(shown, width - _wide(s, "state") - 4 - least) for s in (states, brief))
     if len(other) > len(columns) or _wide(states, "state") + 2 + least > width:
         states, columns = brief, other
     layout = _Layout(states, names, 0, columns, 0)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from adabatch.statistics import Clauses, Estimate, Margins
+from adabatch.verdict.search import Search
 from adabatch.verdict.traces import Traces
 
 LOOKS = (5, 10, 20)  # runs of each arm at which a verdict may be given
@@ -89,7 +90,8 @@ class Arm:
 class Declared:
     """An arm as compare.yaml declares it. adaptive: its class, None where that is not said. control: what it
     is of the arm `of`. replayed: it is made of the runs of that arm, so it has no search of its own.
-    identity: of its run with seed 0, before any search."""
+    identity: of its run with seed 0, before any search. search: for its learning rate, None where there was
+    none or nothing tells of it."""
 
     name: str
     adaptive: bool | None = None
@@ -97,6 +99,7 @@ class Declared:
     of: str | None = None
     replayed: bool = False
     identity: str | None = None
+    search: Search | None = None
 
     @property
     def beside(self) -> bool:
@@ -109,7 +112,9 @@ class Plan:
     """What was declared before the first run, or is assumed. delta: a fraction. evaluated: samples of the
     evaluation set. tuned: every arm had the same search for its learning rate. arms: how many were declared.
     declared: what was said of each, where every one has a name.
-    chosen: there is a validation split to choose on. remark: how this differs from what was declared."""
+    chosen: there is a validation split to choose on. remark: how this differs from what was declared.
+    assumed: the looks are the defaults, neither declared nor named with the command. chance: the error of
+    guessing, of classes that are equally frequent."""
 
     delta: float = 0.01
     r0: float = 1.05
@@ -124,6 +129,8 @@ class Plan:
     samples: int | None = None
     target: float | None = None
     remark: str | None = None
+    assumed: bool = False
+    chance: float | None = None
 
     @property
     def named(self) -> dict[str, Declared]:

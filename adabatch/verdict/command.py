@@ -26,6 +26,10 @@ from adabatch.verdict.plan import looks_of
 
 WIDTH = 140  # columns at the most, and where there is no terminal
 ARMS = 200  # of one comparison, in which every arm meets every arm of the other class
+UNTESTED = (
+    "top1Accuracy is that of the test split, which a run with dataset.validation evaluates at its end only: "
+    "dataset.validation=0 has every epoch's"
+)
 HELP = """The first line is the verdict: "adaptive: ...", the name of a fixed arm, "undecided: ...", "not
 resolvable ...", or "interim, no verdict: ..." as long as runs are missing. An arm is a schedule; one whose
 batch changes is adaptive, unless compare.yaml says otherwise. Runs of a comparison are equal in everything
@@ -110,6 +114,8 @@ def show(asked) -> None:
     found = seen(asked.folders, margins(asked))
     if asked.format == "dawnbench" and not asked.json:
         words.say(formats.dawnbench(found.readings))
+        if found.validation:
+            print(f"adabatch-report: {UNTESTED}", file=sys.stderr)
         return
     verdict = verdict_of(found)
     trouble = written(verdict, found, asked)

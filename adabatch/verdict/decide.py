@@ -38,7 +38,7 @@ def decide(arms: list[Arm], plan: Plan, pending: int = 0) -> Verdict:
     order = ranks(inside, made)
     winner = min((arm for arm in inside if arm.name in won), key=lambda arm: order[arm.name])
     rival = fastest_rival(winner.name, made, order)
-    sentence = words.won(winner, rival, inside, plan) + words.qualifications(plan, SMALL)
+    sentence = words.won(winner, rival, inside, plan) + words.qualifications(plan, SMALL, base.arms)
     return replace(
         base, decision="adaptive" if winner.adaptive else "fixed", sentence=sentence, winner=winner.name
     )
@@ -161,7 +161,8 @@ def unready(arms: list[Arm], inside: list[Arm], plan: Plan, pending: int) -> str
     listed = words.listed(plan.looks)
     if not later:
         return f"n = {n} lies beyond the last look ({listed})"
-    return f"n = {n}, the {'first' if n < plan.looks[0] else 'next'} look is at {later[0]} runs of each arm"
+    which, assumed = "first" if n < plan.looks[0] else "next", " by default" if plan.assumed else ""
+    return f"n = {n}, the {which} look is at {later[0]} runs of each arm{assumed}"
 
 
 def one_sided(arms: list[Arm], inside: list[Arm]) -> str | None:
@@ -207,7 +208,7 @@ def undecided(base: Verdict, arms: list[Arm], plan: Plan, both: bool) -> Verdict
     failed = words.failed(leading(arms, made), made, plan) if not both else "each class beats the other"
     count, last, errors = power.seeds(arms, made, plan, n)
     no_time = next((c.no_time for c in made if c.no_time), None)
-    tail = words.qualifications(plan, SMALL)
+    tail = words.qualifications(plan, SMALL, base.arms)
     if count:
         again = "" if any(look > n for look in plan.looks) else " in a new comparison"
         found = f"undecided: {failed}; {count} seeds{again} would decide with 80 % power{tail}"

@@ -11,7 +11,7 @@ from adabatch.report.facts import text
 from adabatch.status.folders import find
 from adabatch.verdict import plan as plans
 from adabatch.verdict.arms import Arm, Plan, Run
-from adabatch.verdict.readings import TUNED, TUNING, Reading, read
+from adabatch.verdict.readings import TUNED, TUNING, Reading, read, spent
 
 MOST = 5000  # runs of one comparison
 REPLAY = "adabatch.schedules.replay"
@@ -41,25 +41,28 @@ def look(named: list[str], given: dict, read=read) -> Found:
     if len(found.runs) > MOST:
         raise UserError(f"{len(found.runs):,} runs: name folders of one comparison (at most {MOST:,} runs)")
     folder = common([Path(name) for name in named])
-    plan = plans.overridden(plans.declared(folder), given)
+    declared = plans.together(plans.declared(folder), [path.parent for path in found.runs])
+    plan = plans.overridden(declared, given)
     tuning = [path for path in found.runs if path.parent == folder / TUNING]
-    read_in = [read(path, plan.split) for path in sorted(set(found.runs) - set(tuning))]
+    paths = sorted(set(found.runs) - set(tuning))
+    read_in = [read(path, plan.split) for path in paths]
     readings = [reading for reading in read_in if isinstance(reading, Reading)]
     others = [reading for reading in read_in if isinstance(reading, str)]
-    tuned = len(tuning) + sum(note.endswith(TUNED) for note in others)
+    tuning += [path for path, note in zip(paths, read_in) if isinstance(note, str) and note.endswith(TUNED)]
     others = [note for note in others if not note.endswith(TUNED)]
     readings, strangers = of_the_plan(readings, plan)
     alike(readings)
-    notes = others + strangers + [note for reading in readings for note in reading.notes]
-    if tuned:
-        notes.append(f"{tuned} runs that tuned learning rates left out")
+    notes = others + strangers + plans.late(declared, given)
+    notes += [note for reading in readings for note in reading.notes]
+    if tuning:
+        notes.append(f"{len(tuning)} runs that tuned learning rates left out ({spent(tuning)})")
     if found.aside:
         notes.append(f"{found.aside} put aside by restart=true (*.old1, ...) left out")
     validation = 0
     if readings:
         first = readings[0]
         validation = first.validation
-        plan = replace(plan, evaluated=first.evaluated, chosen=first.validation > 0)
+        plan = replace(plan, evaluated=first.evaluated, chosen=first.validation > 0, chance=first.chance)
     arms, more, samples = arms_of(readings, plan)
     plan = replace(plan, samples=samples)
     pending = sum(not note.endswith("no run") for note in others)

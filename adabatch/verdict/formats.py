@@ -24,7 +24,7 @@ def settings(plan: Plan) -> str:
     sizes = f"{plan.evaluated:,} {plan.split} samples" if plan.evaluated else f"the {plan.split} split"
     return (
         f"margin {100 * plan.delta:.3g} pp, faster means {plan.r0:g}x, alpha {each}, looks at {looks} runs "
-        f"of each arm; errors on {sizes}"
+        f"of each arm{' (the defaults)' if plan.assumed else ''}; errors on {sizes}"
     )
 
 
@@ -43,7 +43,7 @@ def text(verdict: Verdict, plan: Plan, notes: list[str], width: int) -> str:
         blocks.append([*wrapped(f"{CAVEAT} {SCOPE}", width), *wrapped(settings(plan), width)])
         blocks.append(table.grid(table.arms(verdict, plan), width))
     if columns := table.comparisons(verdict, plan):
-        blocks.append(table.grid(columns, width))
+        blocks.append(table.paired(columns, width))
     blocks.append([line for note in [*verdict.notes, *notes] for line in wrapped(f"note: {note}", width)])
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -167,18 +167,19 @@ def as_json(verdict: Verdict, plan: Plan, notes: list[str]) -> dict:
             "split": plan.split, "evaluated": plan.evaluated, "tuned": plan.tuned, "target": plan.target,
             "remark": plan.remark,
         },
-        "arms": [arm_json(arm) for arm in verdict.arms],
+        "arms": [arm_json(arm) | found.json() if (found := table.search_of(arm, plan)) else arm_json(arm)
+                 for arm in verdict.arms],
         "comparisons": [c.json(plan) for c in verdict.comparisons],
         "notes": [*verdict.notes, *notes], "caveats": [CAVEAT, SCOPE],
     }  # fmt: skip
 
 
 def dawnbench(readings: list[Reading]) -> str:
-    """The TSV of one run: epoch, hours of training, correct answers in per cent."""
+    """The TSV of one run: epoch, hours of training, correct answers of the test split in per cent."""
     if len(readings) != 1:
         raise UserError(
             f"--format dawnbench is about one run, and these are {len(readings)}: name its folder"
         )
-    rows = readings[0].evaluations
+    rows = readings[0].tested
     lines = [f"{epoch:g}\t{seconds / 3600:.8f}\t{100 * (1 - error):.2f}" for epoch, seconds, error in rows]
     return "\n".join(["epoch\thours\ttop1Accuracy", *lines])

@@ -8,6 +8,7 @@ from pathlib import Path
 from adabatch.errors import UserError
 from adabatch.files import number, read_yaml
 from adabatch.report.facts import text
+from adabatch.verdict import search
 from adabatch.verdict.arms import Declared, Plan
 
 FILE = "compare.yaml"
@@ -30,7 +31,7 @@ def declared(folder: Path) -> Plan:
     """
     path = folder / FILE
     if not path.is_file():
-        return Plan(remark=UNDECLARED)
+        return Plan(remark=UNDECLARED, assumed=True)
     content = read_yaml(path)
     try:
         same = content.get("sha256") == digest(content)
@@ -40,7 +41,17 @@ def declared(folder: Path) -> Plan:
         plan = checked(content)
     except UserError as error:
         raise UserError(f"{text(path)}: {error}") from None
+    plan = searched(plan, folder) if plan.tuned else plan
     return plan if same else replace(plan, remark=f"{FILE} is not as it was hashed, so {UNDECLARED}")
+
+
+def searched(plan: Plan, folder: Path) -> Plan:
+    """With what is recorded of the search for learning rates; a damaged record is remarked on."""
+    try:
+        found = search.read(folder, digest)
+    except UserError:
+        return replace(plan, remark=f"{search.FILE} is not as it was hashed")
+    return replace(plan, declared=tuple(replace(arm, search=found.get(arm.name)) for arm in plan.declared))
 
 
 def checked(content: dict) -> Plan:
@@ -124,9 +135,28 @@ def overridden(plan: Plan, given: dict) -> Plan:
     """The plan with what the command line says; a change of what was declared is remarked on."""
     asked = {k: v for k, v in given.items() if v is not None}
     changes = {k: v for k, v in asked.items() if v != getattr(plan, k)}
-    if not changes:
+    remark, decides = plan.remark, sorted(changes.keys() - {"target"})
+    if remark is None and decides:
+        remark = f"{' and '.join(decides)} not as declared in {FILE}"
+    return replace(plan, **changes, remark=remark, assumed=plan.assumed and "looks" not in asked)
+
+
+def together(plan: Plan, folders: list[Path]) -> Plan:
+    """Of a folder without a declaration, whose runs lie in these: comparisons that have one each have none of
+    what all of them make together."""
+    parts = sorted({folder for folder in folders if (folder / FILE).is_file()})
+    if not plan.remark == UNDECLARED or not parts:
         return plan
-    remark = plan.remark
-    if remark is None and changes.keys() - {"target"}:
-        remark = f"{' and '.join(sorted(changes))} not as declared in {FILE}"
-    return replace(plan, **changes, remark=remark)
+    shown = " and ".join(text(part.name, NAME) for part in parts[:3]) + (" ..." if len(parts) > 3 else "")
+    whole = " together" if len(parts) > 1 else ", which has runs beside it"
+    return replace(plan, remark=f"{UNDECLARED} for {shown}{whole}")
+
+
+def late(plan: Plan, given: dict) -> list[str]:
+    """A note where the target is the command's: no verdict rests on it, but it was not fixed in advance.
+    plan: as declared."""
+    target = given.get("target")
+    if target is None or target == plan.target:
+        return []
+    said = "none was declared" if plan.target is None else f"{100 * plan.target:g} % was declared"
+    return [f"the target of {100 * target:g} % came with the command; {said} beforehand"]

@@ -16,6 +16,7 @@ from adabatch.verdict import traces
 from adabatch.verdict.arms import Run
 
 NAME, VALUE = 40, 60  # characters of a name and of a value that are shown
+WHOLE = 255  # of a folder's name, which file systems bound: cut, it would be that of several runs
 _HASH = re.compile(r"[0-9a-f]{64}")
 FILES = (
     "config.yaml", "overrides.yaml", "environment.json", "status.json", "summary.json", "metrics.jsonl"
@@ -31,7 +32,7 @@ class Reading:
     same: {dotted key: value} that all runs of a comparison share. schedule: likewise, of the schedule's node.
     digest: its hash. batches: all sizes that were trained. samples: trained in all. arm: what a comparison
     calls the arm that it belongs to, None for a run of its own. identity: of a run that has finished.
-    hardware: {dotted key: text} of what belongs to its identity.
+    hardware: {dotted key: text} of what belongs to its identity. chance: the error of guessing.
     """
 
     run: Run
@@ -45,15 +46,17 @@ class Reading:
     evaluated: int | None
     validation: int
     evaluations: tuple[tuple[float, float, float], ...]  # (epoch, seconds, error) of what was watched
+    tested: tuple[tuple[float, float, float], ...]  # likewise of the test split, which need not be that
     notes: tuple[str, ...]
     arm: str | None = None
     identity: str | None = None
     hardware: dict = field(default_factory=dict)
+    chance: float | None = None
 
 
 def read(folder: Path, split: str) -> Reading | str:
     """The run, or why there is none: a sentence that names the folder. split: the one that decides."""
-    where = text(folder.name, 80)
+    where = text(folder.name, WHOLE)
     for name in FILES:
         if (folder / name).exists() and not (folder / name).is_file():  # a pipe would be waited for
             return f"{where}/{name} is no file"
@@ -94,11 +97,31 @@ def read(folder: Path, split: str) -> Reading | str:
         evaluated=whole(data.get("test_samples")) if split == "test" else validation or None,
         validation=max(validation, 0),
         evaluations=watched(found, watches),
+        tested=watched(found, "test"),
         notes=notes,
         arm=text(declared["arm"], NAME) if isinstance(declared.get("arm"), str) else None,
         identity=text(found.summary["identity"], NAME) if "identity" in found.summary else None,
         hardware={key: value for key, value in hardware.items() if not runs.excluded(key, listed)},
+        chance=1 - 1 / classes if (classes := whole(data.get("classes"))) and classes > 1 else None,
     )
+
+
+def spent(folders: list[Path]) -> str:
+    """What runs have cost, in words: of those whose summary tells it."""
+    samples = seconds = told = 0
+    for folder in folders:
+        try:
+            found = runs.Run(folder).summary if (folder / "summary.json").is_file() else None
+        except UserError:
+            found = None
+        if (
+            found
+            and (trained := whole(found.get("samples")))
+            and (took := positive(found.get("train_seconds")))
+        ):
+            samples, seconds, told = samples + trained, seconds + took, told + 1
+    share = "" if told == len(folders) else f" of the {told} that finished"
+    return f"{samples:,} samples and {seconds:,.0f} s{share}" if told else "none finished"
 
 
 def whole(value) -> int | None:

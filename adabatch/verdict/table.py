@@ -8,9 +8,11 @@ from statistics import fmean, median
 from adabatch import statistics
 from adabatch.verdict import words
 from adabatch.verdict.arms import Arm, Comparison, Plan, Verdict
+from adabatch.verdict.search import Search
 
 NOTHING = "-"
 NARROW = 100  # columns of a window, below which space is saved
+DECIDES = 94  # rank from which on a column of the comparisons is part of the verdict
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,13 @@ class Column:
 
 
 def percent(values: list[float], evaluated: int | None = None) -> str:
-    """ "4.61 % [3.62, 5.60]": the mean with its 95 % t interval."""
+    """ "4.61 % [3.62, 5.60]": the mean with its 95 % t interval, in so far as it lies between 0 and 100 %."""
     if not values:
         return NOTHING
     shown = f"{100 * fmean(values):.2f} %"
     if len(values) < 2:
         return shown
-    low, high = (100 * float(x) for x in statistics.mean(values).interval(0.95))
+    low, high = (min(max(100 * float(x), 0.0), 100.0) for x in statistics.mean(values).interval(0.95))
     return f"{shown} [{low:.2f}, {high:.2f}]"
 
 
@@ -85,13 +87,21 @@ def reached(arm: Arm) -> tuple[str, str]:
     return f"{hits}/{len(times)} [{low:.2f}, {high:.2f}]", shown
 
 
+def search_of(arm: Arm, plan: Plan) -> Search | None:
+    """The search for its learning rate, where one is recorded."""
+    said = plan.named.get(arm.name)
+    return said.search if said else None
+
+
 def arms(verdict: Verdict, plan: Plan) -> list[Column]:
     """A row for each arm."""
     each = list(verdict.arms)
     runs = [list(arm.counted.values()) for arm in each]
     hours = [[r.device_seconds / 3600 for r in found if r.device_seconds] for found in runs]
+    searches = [search_of(arm, plan) for arm in each]
     columns = [
         Column("arm", [arm.name for arm in each], 99, right=False),
+        Column("tuned LR", [found.shown if found else NOTHING for found in searches], 75),
         Column("n", [runs_of(arm) for arm in each], 98),
         Column("final error [95 %]", [percent(arm.errors) for arm in each], 97),
         Column("best error [95 %]", [percent(_known(r.best for r in found)) for found in runs], 60),
@@ -189,16 +199,35 @@ def _correlation(c: Comparison) -> str:
     return NOTHING if c.correlation is None else f"{c.correlation:.2f}"
 
 
-def grid(columns: list[Column], width: int) -> list[str]:
-    """Lines of text of at most `width` columns; names are cut in their middle, and columns that do not fit
-    are named below."""
+def fitting(columns: list[Column], width: int) -> tuple[list[Column], list[Column], int]:
+    """The columns that fit, with names cut in their middle; those that do not; the gap between two."""
     longest, gap = (30, 2) if width >= NARROW else (20, 1)
     shown = [c if c.right else replace(c, cells=[middle(x, longest) for x in c.cells]) for c in columns]
     gone = []
     while len(shown) > 2 and sum(c.width + gap for c in shown) - gap > width:
-        least = min(shown, key=lambda c: c.rank)
-        shown.remove(least)
-        gone.append(least.heading or "remarks")
+        gone.append(min(shown, key=lambda c: c.rank))
+        shown.remove(gone[-1])
+    return shown, gone, gap
+
+
+def paired(columns: list[Column], width: int) -> list[str]:
+    """As `grid`. Where half of a verdict would find no room, a candidate stands above its rivals instead of
+    beside each."""
+    if all(c.rank < DECIDES for c in fitting(columns, width)[1]):
+        return grid(columns, width)
+    rival = replace(columns[1], cells=[f" {name}" for name in columns[1].cells])
+    head, *lines = grid([rival, *columns[2:]], width)
+    above, made = None, [head]
+    for candidate, row in zip(columns[0].cells, lines):
+        made += [row] if candidate == above else [f"{candidate} against"[:width], row]
+        above = candidate
+    return made + lines[len(columns[0].cells) :]
+
+
+def grid(columns: list[Column], width: int) -> list[str]:
+    """Lines of text of at most `width` columns; columns that do not fit are named below."""
+    shown, lost, gap = fitting(columns, width)
+    gone = [column.heading or "remarks" for column in lost]
     rows = zip(*([c.heading, *c.cells] for c in shown))
     sizes = [(c.width, c.right) for c in shown]
     lines = [

@@ -1,8 +1,10 @@
 """The sentence and its parts. Every name was made printable where it was read."""
 
 import math
+from statistics import fmean
 
 from adabatch.statistics import Estimate
+from adabatch.verdict import search
 from adabatch.verdict.arms import Arm, Comparison, Plan, Run
 
 
@@ -92,10 +94,12 @@ def _fast(best: Comparison, winner: Arm, plan: Plan) -> str:
     return f"not slower than {best.rival} by {plan.r0:g}x or more ({shown})"
 
 
-def qualifications(plan: Plan, small: int) -> str:
-    """What a reader of the sentence alone must know."""
+def qualifications(plan: Plan, small: int, arms: tuple[Arm, ...]) -> str:
+    """What a reader of the sentence alone must know. arms: all of the verdict's."""
     replayed = " but for replayed controls" if any(arm.replayed for arm in plan.declared) else ""
-    found = [f"fixed LRs tuned{replayed}" if plan.tuned else "LRs by rule, untuned"]
+    found = [f"LRs tuned{replayed}" if plan.tuned else "LRs by rule, untuned"]
+    found += search.troubles({arm.name: arm.search for arm in plan.declared if arm.search})
+    found += unlearned(arms, plan)
     if plan.evaluated is not None and plan.evaluated < small:
         found.append("for this evaluation set")
     if plan.remark:
@@ -103,6 +107,19 @@ def qualifications(plan: Plan, small: int) -> str:
     if not plan.chosen:
         found.append("chosen and measured on the same set")
     return "; " + "; ".join(found)
+
+
+def unlearned(arms: tuple[Arm, ...], plan: Plan) -> list[str]:
+    """Arms whose error is the one of guessing, to two standard errors of the evaluation set: whoever beats
+    these, or equals them, has shown nothing."""
+    if plan.chance is None or not plan.evaluated:
+        return []
+    least = plan.chance - 2 * math.sqrt(plan.chance * (1 - plan.chance) / plan.evaluated)
+    compared = (arm for arm in arms if arm.adaptive is not None and not arm.infeasible and not arm.outside)
+    told = [arm for arm in compared if arm.errors]
+    names = [arm.name for arm in told if fmean(arm.errors) >= least]
+    who = "every arm" if len(names) == len(told) else listed(names)
+    return [f"no better than guessing ({points(plan.chance).replace('pp', '% error')}): {who}"] * bool(names)
 
 
 def failed(leading: list[Arm], made: list[Comparison], plan: Plan) -> str:

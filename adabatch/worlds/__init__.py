@@ -33,6 +33,7 @@ KNOWN = ("name", "source", "peak", "devices", *NUMBERS)
 PRECISIONS = ("fp32", "bf16", "tf32", "fp64")
 ACTIVATIONS = 0.4  # of a device's memory, as hardware.micro_batch=auto shares it out
 LABEL = "order of magnitude"
+REMEDY = "A world is a YAML of keys such as memory_bandwidth: 900e9 (docs/forecast.md)"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ def read(source: str, devices: int | None = None) -> World:
             near = suggest(source.lower(), names())
             raise UserError(f"--world is a YAML file or one of {', '.join(names())}, got {source}.{near}")
         path = HERE / f"{source.lower()}.yaml"
-    value = files.read_yaml(path)
+    try:
+        value = files.read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{str(error).partition(': not a file of an')[0]}. {REMEDY}") from None
     for key in value:
         if key not in KNOWN:
             raise UserError(f"{path}: {key!r} is no key of a world.{suggest(str(key), KNOWN)}")
@@ -75,7 +79,7 @@ def read(source: str, devices: int | None = None) -> World:
     found = {k: _positive(value[k], k, path) for k in NUMBERS if value.get(k) is not None}
     if peak and "memory_bandwidth" not in found:
         raise UserError(f"{path}: a device has a memory_bandwidth (bytes per second), got none")
-    count = devices or value.get("devices") or 1
+    count = devices or value.get("devices", 1)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 100_000:
         raise UserError(f"{path}: devices is a whole number from 1 to 100000, got {count!r}")
     if count > 1 and "link_bandwidth" not in found:

@@ -194,14 +194,20 @@ _PAINT = {Curve: _curve, Ribbon: _ribbon, Dot: _dot}
 
 
 def labels(layers: list, x, y, size: tuple[int, int]) -> list[Markup]:
-    """The dots' names beside them, adaptive arms' first: each at the first place where it covers no dot, bar,
-    line or other name, and no seed if there is such a place; one for which there is none is in the legend."""
+    """The dots' names beside them, adaptive arms' first, then those next to them, which are their decisive
+    rivals: each at the first place where it covers no dot, bar, line or other name, and no seed if there is
+    such a place; one for which there is none is in the legend."""
     dots = [layer for layer in layers if isinstance(layer, Dot) and layer.label]
     taken = [box for layer in layers for box in _covers(layer, x, y)]
     seeds = [(x(a) - 11, y(b) - 2, x(a) - 5, y(b) + 2) for dot in dots for a, b in dot.seeds]
-    found = {}
-    for dot in sorted(dots, key=lambda dot: not dot.pen.diamond):
-        places = [(place, _letters(place, dot.label)) for place in _places(dot, x(dot.at.x), y)]
+    found, adaptive = {}, [x(dot.at.x) for dot in dots if dot.pen.diamond]
+
+    def away(dot: Dot) -> float:
+        return min((abs(x(dot.at.x) - at) for at in adaptive), default=math.inf)
+
+    for dot in sorted(dots, key=lambda dot: (not dot.pen.diamond, away(dot))):
+        open_to = _places(dot, x(dot.at.x), y) + (_further(dot, x(dot.at.x), y) if away(dot) < 7 else [])
+        places = [(place, _letters(place, dot.label)) for place in open_to]
         free = [(place, box) for place, box in places if _inside(box, size) and not _hit(box, taken)]
         for place, box in [each for each in free if not _hit(each[1], seeds)] + free:
             taken.append(box)
@@ -224,6 +230,13 @@ def _places(dot: Dot, at: float, y) -> list[tuple[str, float, float]]:
         ("middle", at, high - 8), ("middle", at, low + 16), ("end", at - 18, level + 4.5),
         ("start", at + 7, high - 2), ("start", at + 7, low + 10), ("end", at - 7, low + 10),
     ]  # fmt: skip
+
+
+def _further(dot: Dot, at: float, y) -> list[tuple[str, float, float]]:
+    """Likewise for one that shares its place with a diamond, whose name has taken the nearer ones; of any
+    other arm a name so far from its dot would be read as another's."""
+    sides, level = (("start", at + 7), ("end", at - 7)), y(dot.at.y)
+    return [(anchor, left, level + down) for down in (34, -25, 49, -40) for anchor, left in sides]
 
 
 def _letters(place: tuple[str, float, float], label: str) -> tuple:

@@ -5,7 +5,7 @@ lower error at equal updates: its diamond must lie below the line.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adabatch.report.markup import Markup, el, raw
 from adabatch.verdict import table, words
@@ -39,6 +39,8 @@ def places(arms: list[Arm], clock: str) -> list[Place]:
         if runs and not arm.infeasible and not arm.outside:
             x = bands.mean(0, [getattr(run, clock) for run in runs])
             y = bands.mean(x.y, [run.error for run in runs])
+            if y.low is not None:  # a t interval knows nothing of where errors end
+                y = replace(y, low=max(y.low, 0.0), high=min(y.high, 1.0))
             found.append(Place(arm, x, y, [(getattr(run, clock), run.error) for run in runs]))
     return sorted(found, key=lambda place: place.x.y)
 

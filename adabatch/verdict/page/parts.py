@@ -20,11 +20,11 @@ ARMS, PAIRS, MOST = 100, 16, 300  # rows of the table of arms; comparisons befor
 
 def sentence(verdict: Verdict, plan: Plan) -> Markup:
     """The verdict: its head bold, its qualifications smaller below."""
-    tail = words.qualifications(plan, SMALL)
+    tail = words.qualifications(plan, SMALL, verdict.arms)
     main = verdict.sentence.removesuffix(tail)
     head, colon, rest = main.partition(": ")
-    small = el("small", tail[2:]) if main != verdict.sentence else None
-    return el("h1", el("b", head + colon), rest + ("; " if small else ""), small, class_="verdict")
+    small = el("small", tail[2:3].upper() + tail[3:]) if main != verdict.sentence else None
+    return el("h1", el("b", head + colon), rest + (". " if small else ""), small, class_="verdict")
 
 
 def meta(found: Found, verdict: Verdict) -> Markup | None:
@@ -84,11 +84,11 @@ def arms(verdict: Verdict, plan: Plan, pens: dict[str, Pen]) -> Markup:
 TERMS = (
     ("error", "candidate less rival, in percentage points, with the 90 % interval that TOST goes by; "
      "95 % beside it."),
-    ("not worse", "the one-sided upper limit of that difference, at the look's share of alpha and divided by "
-     "the arms of the candidate's class, lies below the margin (non-inferiority)."),
+    ("not worse", "the one-sided upper limit of that difference{column}, at the look's share of alpha and "
+     "divided by the arms of the candidate's class, lies below the margin (non-inferiority)."),
     ("more accurate", "likewise, the rival is worse by more than the margin."),
-    ("fast, not slow", "the lower limit of the ratio of times, in pairs of equal seed, lies above r0 for an "
-     "adaptive candidate, above 1 / r0 for a fixed one: ties go to fixed."),
+    ("fast, not slow", "the lower limit of the ratio of times{column}, in pairs of equal seed, lies above r0 "
+     "for an adaptive candidate, above 1 / r0 for a fixed one: ties go to fixed."),
     ("beats", "not worse, and fast or more accurate. An arm wins by beating every arm of the other class."),
     ("TOST p", "of two one-sided tests against the margin: below 0.05 the errors are equal within it. It is "
      "named beside and decides nothing."),
@@ -102,8 +102,8 @@ def comparisons(verdict: Verdict, plan: Plan, pens: dict[str, Pen]) -> Markup | 
     if not columns or not verdict.comparisons:
         return None
     headings = [column.heading for column in columns]
-    shown = [t for t in TERMS if t[0] not in ("TOST p", "correlation") or t[0] in headings]
-    terms = el("dl", *(el(kind, v) for pair in shown for kind, v in zip(("dt", "dd"), pair)), class_="terms")
+    pairs = (el(kind, v) for each in _terms(headings) for kind, v in zip(("dt", "dd"), each))
+    terms = el("dl", *pairs, class_="terms")
     why = list(dict.fromkeys(c.why for c in verdict.comparisons if c.why))[:NOTES]
     lost = el("p", "; ".join(why) + ".", class_="quiet") if why else None
     every = len(verdict.comparisons)
@@ -115,6 +115,15 @@ def comparisons(verdict: Verdict, plan: Plan, pens: dict[str, Pen]) -> Markup | 
     if every > MOST:
         parts.append(el("p", f"{every - MOST:,} more are in report.json.", class_="quiet"))
     return el("div", *parts, lost, terms)
+
+
+def _terms(headings: list[str]) -> list[tuple[str, str]]:
+    """What the words of the table mean, each with the column that has its figure."""
+    limit = next((heading for heading in headings if heading.startswith("limit<")), None)
+    where = {"not worse": limit, "fast, not slow": "limit" if "limit" in headings else None}
+    shown = [t for t in TERMS if t[0] not in ("TOST p", "correlation") or t[0] in headings]
+    column = {name: f" (column {heading})" if heading else "" for name, heading in where.items()}
+    return [(name, said.format(column=column.get(name, ""))) for name, said in shown]
 
 
 def _pairs(verdict: Verdict, pens: dict[str, Pen], first: int, last: int) -> tuple[list, list]:

@@ -15,6 +15,8 @@ from adabatch.compare.arms import Arm
 from adabatch.compare.jobs import BUSY, DONE, LATER, TODO, Job
 from adabatch.composed import quoted
 from adabatch.errors import UserError
+from adabatch.verdict import search
+from adabatch.verdict.plan import digest
 
 POLL = 2.0  # seconds between two looks at runs that others have
 log = logging.getLogger("adabatch")
@@ -64,7 +66,7 @@ class Comparison:
         )
         if found:
             self.settle(every, found)
-        self.introduce(new, every)
+        self.introduce(new, every, found)
         if not found:
             if (found := self.tuned()) is None:
                 return []
@@ -88,13 +90,14 @@ class Comparison:
                 job.folder = self.hydra.place(job, self.folder)
         self.standing(every)
 
-    def introduce(self, new: bool, every: list[Job]) -> None:
-        """What is compared and what it will cost."""
+    def introduce(self, new: bool, every: list[Job], multipliers: dict[str, float] | None) -> None:
+        """What is compared and what it will cost. multipliers: of learning rates, None before the search."""
         done = sum(plans.finished(job) for job in every)
         search = [arm for arm in self.arms if arm.source is None] if self.asked.tune_lr else []
         count = 0 if every[0].folder else sum(len(tuning.first(arm)) for arm in search)
         lines = [f"comparison in {os.path.relpath(self.folder)}" + ("" if new else " (it goes on)")]
-        lines += told.table(self.arms, self.notes)
+        by = "" if not self.asked.tune_lr else " by the search" if multipliers else " by rule"
+        lines += told.table(self.arms, self.notes, multipliers or {}, f"learning rate{by}")
         lines += told.cost(self.arms, self.asked, self.samples, done, count)
         print("\n".join(lines), flush=True)
 
@@ -133,7 +136,7 @@ class Comparison:
         if failed := [job.name for job in left if plans.state(job.folder) == "failed"]:
             raise UserError(
                 f"the search for learning rates needs a result of every run, and {'; '.join(failed)} failed: "
-                f"adabatch-status --failed {where} shows why; compare.retry=[failed] with the same command "
+                f"adabatch-status --failed {where} shows why; compare.retry=failed with the same command "
                 "tries again"
             )
         if left and not self.waits:
@@ -144,9 +147,13 @@ class Comparison:
         return bool(left)
 
     def chosen(self, scores: dict) -> dict[str, float]:
-        found = tuning.write(self.folder, self.asked.tuning_seed, scores)
-        words = ", ".join(f"{name} x{m:g}" for name, m in found.items())
+        searched = [arm for arm in self.arms if arm.source is None]
+        found = tuning.write(self.folder, self.asked.tuning_seed, searched, scores)
+        words = ", ".join(f"{name} x{m:.4g}" for name, m in found.items())
         log.info(f"learning rates by the search ({tuning.FILE}): {words}")
+        for trouble in search.troubles(search.read(self.folder, digest)):
+            log.warning(trouble)
+        print("\n".join(told.table(self.arms, [], found, "learning rate by the search")), flush=True)
         return found
 
     # -- running -----------------------------------------------------------------------------------
@@ -185,7 +192,7 @@ class Comparison:
         for name in sorted(self.lost - before):
             log.warning(
                 f"{name} ran out of memory, so it takes no part: no other seed of it is begun "
-                "(compare.retry=[out_of_memory] with the same command tries again)"
+                "(compare.retry=out_of_memory with the same command tries again)"
             )
         for job in every:
             given = self.asked.retry, alive, self.lost
@@ -233,16 +240,17 @@ class Comparison:
     def verdict(self) -> int:
         """The sentence of adabatch-report, and what is missing. Its exit code."""
         folder = os.path.relpath(self.folder)
-        if not any(self.folder.glob("*/summary.json")):
-            print(f"nothing has finished yet; the same command goes on. adabatch-status {folder}")
+        states = [plans.state(path.parent) for path in self.folder.glob("*/status.json")]
+        if not set(plans.ENDED) & set(states):
+            print(f"no run has ended yet; the same command goes on. adabatch-status {folder}")
             return 0
         from adabatch.verdict.command import command
 
-        failed = [plans.state(path.parent) for path in self.folder.glob("*/status.json")].count("failed")
+        failed = states.count("failed")
         code = max(command([str(self.folder)]), int(bool(failed)))
         if failed and "failed" not in self.asked.retry:
             why = f"adabatch-status --failed {folder} shows why"
-            print(f"{failed} failed: {why}; compare.retry=[failed] with the same command tries again")
+            print(f"{failed} failed: {why}; compare.retry=failed with the same command tries again")
         left = "" if self.over else "; the same command goes on"
         print(f"the whole again: adabatch-report {folder}{left}")
         return code
