@@ -128,8 +128,8 @@ def network(node: dict, parts: Data, seed: int, hardware, size: int | None):
     model = model.to(device=hardware.device, dtype=hardware.dtype)
     if hardware.products:
         convolution.adopt(model)
-    if hardware.native:
-        ghostnorm.adopt(layers.ghost_layers(model))
+    if hardware.native and (norms := layers.ghost_layers(model)):
+        hardware.ghost_norm = ghostnorm.adopt(norms, hardware.ranks)
     return model.to(memory_format=hardware.memory_format)
 
 

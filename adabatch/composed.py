@@ -78,15 +78,14 @@ class Composed:
         sources = [s for s in self.loader.repository.get_sources() if s.is_config(f"arm/{name}")]
         if not sources:
             return None
-        files = [os.path.join(source.path, "arm", f"{name}.yaml") for source in sources]
-        own = [
-            os.path.relpath(f) for f in files if os.path.dirname(os.path.dirname(f)) != str(config.conf_dir())
-        ]
+        real = {os.path.realpath(os.path.join(source.path, "arm", f"{name}.yaml")) for source in sources}
+        files, ours = sorted(real), os.path.realpath(config.conf_dir())
+        own = [os.path.relpath(f) for f in files if os.path.dirname(os.path.dirname(f)) != ours]
         if len(files) > 1:
             raise UserError(f"{own[-1]}: an arm called {name} is there already: give the file another name")
         try:
             found = OmegaConf.to_container(sources[0].load_config(f"arm/{name}").config, resolve=True)
-        except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeError) as error:
             at = getattr(error, "problem_mark", None)
             why = f"line {at.line + 1}: {error.problem}" if at else str(error).splitlines()[0]
             raise UserError(

@@ -17,6 +17,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch.autograd import grad as gradients
+from torch.autograd.function import once_differentiable
 
 from adabatch import native
 
@@ -37,6 +38,11 @@ def followed(y, plus=None, clip: float | None = None):
 
 def grouped(x, weight, bias, sizes, eps: float, plus=None, clip=None, ours: bool = False):
     """The page's formula. ours: the kernel in C is asked for, and used where it has a form for x."""
+    if sum(sizes) != len(x) or x.shape[1] != len(weight):
+        raise ValueError(
+            f"ghost norm of {len(weight)} channels over {sum(sizes)} samples in groups got x of shape "
+            f"{tuple(x.shape)}: a network normalises all samples of a micro-batch, in their order"
+        )
     if not (_pixels_first(x) or x.is_contiguous()):
         x = x.contiguous()  # with other strides torch's kernel gives wrong values, without a word (2.15)
     if torch.compiler.is_compiling():
@@ -53,17 +59,26 @@ def grouped(x, weight, bias, sizes, eps: float, plus=None, clip=None, ours: bool
     return followed(y, plus, clip), mean, var
 
 
-def adopt(layers: list) -> None:
-    """Let ghost norms use the kernel in C. Where there is none that is said, and torch's stays."""
-    if not layers:
-        return
+def adopt(layers: list, ranks=None) -> str:
+    """Let ghost norms use the kernel in C, if all ranks have it; "c" or "library". Where there is none that
+    is said, and torch's stays."""
+    why = _lacking()
+    lacking = ranks.reduce(flags=[why is not None])[0] if ranks else why is not None
+    if lacking:
+        log.info(f"ghost norm by torch's kernel, the slower one: {why or 'another rank has no other'}")
+        return "library"
+    for layer in layers:
+        layer.ours = True
+    return "c"
+
+
+def _lacking() -> str | None:
+    """Why there is no kernel in C here; None where there is one."""
     try:
         checked()
     except native.Unavailable as error:
-        log.info(f"ghost norm by torch's kernel, the slower one: {str(error).strip().splitlines()[-1]}")
-        return
-    for layer in layers:
-        layer.ours = True
+        return (str(error).strip().splitlines() or ["the compiler failed"])[-1]
+    return None
 
 
 @functools.cache
@@ -95,13 +110,10 @@ def checked() -> ctypes.CDLL:
 
 
 def fits(x, weight) -> bool:
-    """Whether the kernel has a form for x: on a CPU, [n, c] or channels_last. Not under vmap, whose tensors
-    have no memory of their own."""
+    """Whether the kernel has a form for x: on a CPU, [n, c] or channels_last."""
     if x.device.type != "cpu" or x.dtype not in KINDS or x.shape[1] > CHANNELS or len(x) == 0:
         return False
-    if weight.dtype != torch.promote_types(x.dtype, torch.float32) or torch._C._functorch.is_batchedtensor(x):
-        return False
-    return _pixels_first(x)
+    return weight.dtype == torch.promote_types(x.dtype, torch.float32) and _pixels_first(x)
 
 
 def _pixels_first(x) -> bool:
@@ -160,6 +172,7 @@ class Native(torch.autograd.Function):
         return y, mean, var
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, _mean, _var):
         x, y, weight, (mean, _, inverse) = ctx.saved_tensors
         grad, dx = _like(x, grad), torch.empty_like(x)

@@ -78,6 +78,7 @@ class Hardware:
         self.precision, self.compile, self.deterministic = precision, compile, deterministic
         self.products = convolution == "auto" and self.device.type == "cpu"
         self.native = ghost_norm == "auto" and self.device.type == "cpu"
+        self.ghost_norm = "library"  # the kernel that a network's norms got
         self.memory_format = torch.contiguous_format if memory_format == "contiguous" else torch.channels_last
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.threads, self.micro_batch = threads or cores, micro_batch

@@ -81,6 +81,7 @@ def depends_on(step, config: dict, classes: int, largest: int) -> dict:
         memory_format=str(hardware.memory_format).removeprefix("torch."),
         compile=hardware.compile,
         deterministic=hardware.deterministic,
+        ghost_norm=hardware.ghost_norm,
         device=torch.cuda.get_device_name(hardware.device) if gpu else environment.cpu(),
         threads=hardware.threads,
         processes=hardware.ranks.world,

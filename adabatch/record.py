@@ -22,6 +22,7 @@ def made_by(hardware) -> dict:
     """What the bits of a run depend on beside its configuration."""
     versions = {"adabatch": __version__, "torch": str(torch.__version__)}
     found = versions | {"device": hardware.device.type, "threads": hardware.threads}
+    found |= {"ghost_norm": hardware.ghost_norm}
     return found if hardware.ordered else found | {"processes": hardware.ranks.world}
 
 

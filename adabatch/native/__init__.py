@@ -35,35 +35,44 @@ def ghost() -> ctypes.CDLL:
     if platform.system() != "Linux" or compiler is None:
         raise Unavailable("it needs Linux and a C compiler (cc)")
     try:
-        return ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+        return _loaded(compiler)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home is known
         raise Unavailable(getattr(error, "stderr", None) or str(error)) from error
 
 
-def _built(compiler: str) -> Path:
-    """The library, from the cache or compiled."""
-    about = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=BOUND).stdout
-    parts = (SOURCE.read_bytes(), " ".join((compiler, *FLAGS)).encode(), about, _processor())
-    name = f"ghost-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adabatch" / "native" / name
+def _loaded(compiler: str) -> ctypes.CDLL:
+    """From the cache, or compiled; what cannot be loaded is compiled anew."""
+    kept = _place(compiler)
     if kept.exists():
-        return kept
+        try:
+            return ctypes.CDLL(str(kept))
+        except OSError:
+            log.info(f"{kept} is damaged and made anew")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(dir=kept.parent)
     except OSError:  # a home that nobody may write to: for this process alone
         folder, kept = tempfile.mkdtemp(prefix="adabatch-"), None
-    made = Path(folder) / name
-    log.info("compiling a kernel for ghost batch norm (once, about 2 s)")
-    subprocess.run(
-        [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"],
-        capture_output=True, text=True, check=True, timeout=BOUND,
-    )  # fmt: skip
-    if kept is None:
-        return made
-    os.replace(made, kept)  # ranks that compile at the same time: the last one stays, all are alike
-    os.rmdir(folder)
-    return kept
+    try:
+        made = Path(folder) / "ghost.so"
+        log.info("compiling a kernel for ghost batch norm (once, about 2 s)")
+        subprocess.run(
+            [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"],
+            capture_output=True, text=True, check=True, timeout=BOUND,
+        )  # fmt: skip
+        if kept:  # ranks that compile at the same time: the last one stays, all are alike
+            made = made.replace(kept)
+        return ctypes.CDLL(str(made))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a library stays loaded without its file
+
+
+def _place(compiler: str) -> Path:
+    """Where the library for this compiler, processor and source is kept."""
+    about = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=BOUND).stdout
+    parts = (SOURCE.read_bytes(), " ".join((compiler, *FLAGS)).encode(), about, _processor())
+    name = f"ghost-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
+    return Path(os.environ.get("ADABATCH_CACHE") or "~/.cache/adabatch").expanduser() / "native" / name
 
 
 def _processor() -> bytes:

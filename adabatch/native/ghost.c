@@ -34,8 +34,8 @@ static inline bf16 rounded(float value) {
 }
 
 #define BLOCK 64 /* channels whose sums stay in registers */
-/* Of a gradient that arrives at y, behind the clip, what lies inside goes on. */
-#define PASSED(at) (y && !(LOAD(y + (at)) > low && LOAD(y + (at)) < high) ? 0 : LOAD(dy + (at)))
+/* Of a gradient that arrives at y, behind the clip, what lies inside goes on, NaN too; ReLU has no upper end. */
+#define PASSED(at) (y && (LOAD(y + (at)) <= low || (LOAD(y + (at)) >= high && high < INFINITY)) ? 0 : LOAD(dy + (at)))
 
 #define T bf16
 #define A float
@@ -72,6 +72,13 @@ static inline A NAME(clipped)(A value, A low, A high) {
     return value > high ? high : value;
 }
 
+/* An end of the clip as y can hold it: y meets it exactly. */
+static inline A NAME(end)(double value) {
+    T held;
+    STORE(&held, (A)value);
+    return LOAD(&held);
+}
+
 /* `count` is a constant where this is called for full blocks: the loops over channels become vectors. */
 static inline __attribute__((always_inline)) void NAME(moments_of)(const T *x, int64_t pixels, int64_t c, int count,
                                                                     A *mean, A *square) {
@@ -102,8 +109,9 @@ static void NAME(moments)(const T *x, int64_t pixels, int64_t c, A *mean, A *squ
 /* parts: [chunks, 2, c], scratch. plus: like x, or NULL. mean, var (unbiased), inverse: [groups, c]. */
 void NAME(forward)(const T *x, const T *plus, T *y, const A *weight, const A *bias, const int64_t *borders,
                    const int64_t *owners, const int64_t *firsts, int64_t groups, int64_t pixels, int64_t c, double eps,
-                   double low, double high, A *mean, A *var, A *inverse, A *parts, int threads) {
+                   double lower, double upper, A *mean, A *var, A *inverse, A *parts, int threads) {
     int64_t chunks = firsts[groups], size = pixels * c;
+    A low = NAME(end)(lower), high = NAME(end)(upper);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -170,9 +178,10 @@ static inline __attribute__((always_inline)) void NAME(sums_of)(const T *x, cons
 /* y: of forward, or NULL where nothing was clipped. dplus: like x, or NULL. dweight, dbias: [groups, c]. */
 void NAME(backward)(const T *x, const T *y, const T *dy, T *dx, T *dplus, const A *weight, const int64_t *borders,
                     const int64_t *owners, const int64_t *firsts, int64_t groups, int64_t pixels, int64_t c,
-                    double low, double high, const A *mean, const A *inverse, A *dweight, A *dbias, A *parts,
+                    double lower, double upper, const A *mean, const A *inverse, A *dweight, A *dbias, A *parts,
                     int threads) {
     int64_t chunks = firsts[groups], size = pixels * c;
+    A low = NAME(end)(lower), high = NAME(end)(upper);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)

@@ -148,7 +148,7 @@ def together(plan: Plan, folders: list[Path]) -> Plan:
     if not plan.remark == UNDECLARED or not parts:
         return plan
     shown = " and ".join(text(part.name, NAME) for part in parts[:3]) + (" ..." if len(parts) > 3 else "")
-    whole = " together" if len(parts) > 1 else ", which has runs beside it"
+    whole = " together" if len(parts) > 1 else " with what stands beside it here"
     return replace(plan, remark=f"{UNDECLARED} for {shown}{whole}")
 
 

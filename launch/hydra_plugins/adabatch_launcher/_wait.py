@@ -10,6 +10,8 @@ from hydra_plugins.adabatch_launcher import _options
 from adabatch import owner, runs, slurm, submission
 from adabatch.status import verdict
 
+# SLURM's words for a job that failed by what it did, and not by a lost node or a preemption.
+FAILED = ("FAILED", "OUT_OF_MEMORY", "TIMEOUT")
 POLL, ASK = 2.0, 5.0  # seconds between two looks at the folders, and two questions to SLURM
 ENDS = {
     "finished": 0,
@@ -100,10 +102,9 @@ def _lost(job, status: dict, known: slurm.Job | None) -> dict:
     elif known.state == "CANCELLED" if known else not glob.glob(logs):
         words = f"job {number} was cancelled before it began"
     else:
-        words, code = (
-            f"job {number} ended before the run began{f' ({known})' if known else ''}: see {logs}",
-            1,
-        )
+        words = f"job {number} ended before the run began{f' ({known})' if known else ''}: see {logs}"
+        unknown = not known and record.get("cluster") != "local"
+        code = 1 if unknown or (known and known.state in FAILED) else 130
     ended = "failed" if code == 1 else "interrupted"
     submission.gone(job.folder, number, words, ended)
     return _record(job, ended, words, code)
