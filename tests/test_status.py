@@ -11,6 +11,7 @@ import pytest
 from run_folders import make_rows, make_run
 from status_folders import BASE, elsewhere, half, make, owner_of, submitted, told
 
+from adabatch import runs
 from adabatch.status import command, failed, words
 
 
@@ -203,6 +204,22 @@ def test_a_submitted_run_is_resumed_by_who_submitted_it_and_as_it_was(tmp_path, 
     folder = make(tmp_path / "far" / "run-01234567", "failed", overrides=typed, job=job)
     words = [shlex.join(["adabatch", *typed]), *([again] if again else []), "hydra.sweep.dir=far"]
     assert failed.resume(folder.relative_to(tmp_path)) == " ".join(words)
+
+
+@pytest.mark.parametrize(
+    "argv, more",
+    [
+        (["adabatch", "-cd", "my conf", "seed=1"], " --config-dir 'my conf'"),
+        (["adabatch", "seed=1", "--config-dir=own"], " --config-dir own"),
+        (["adabatch", "seed=1"], ""),
+        ("adabatch -cd x", ""),  # a stranger's folder
+        ([["-cd"], 5, None, "-cd"], ""),
+    ],
+)
+def test_the_users_own_options_are_part_of_the_command_that_resumes(tmp_path, argv, more):
+    folder = make(tmp_path / "outputs" / "run-01234567", "failed", overrides=["seed=1"])
+    runs.write_json(folder / "environment.json", {"format": 1, "argv": argv})
+    assert failed.resume(folder.relative_to(tmp_path)) == f"adabatch seed=1{more}"
 
 
 def test_a_run_whose_folder_was_named_is_resumed_in_it(tmp_path):

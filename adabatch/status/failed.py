@@ -57,6 +57,8 @@ def resume(folder: Path) -> str | None:
     place = [] if folder.resolve() == default else [f"{key}={_quoted(str(where))}"]
     place += [f"hydra.sweep.subdir={_quoted(folder.name)}"] if named else []
     launched = [line for line in launched if not line.lstrip("+").startswith("hydra.sweep.")]
+    if "--config-dir" not in launched:
+        launched += _own_options(folder)
     command = shlex.join(["adabatch", *overrides, *launched, *place])
     # A command that was changed to be shown is no command.
     return words.line(command, 20_000) if command.isprintable() else None
@@ -69,6 +71,17 @@ def _launched(folder: Path) -> tuple[bool, list[str]]:
     good = isinstance(named, list) and all(isinstance(line, str) for line in named)
     typed = runs.Run(folder).overrides  # a folder whose status.json was lost says no more than this
     return isinstance(job, dict) or "hardware=slurm" in typed, named if good else []
+
+
+def _own_options(folder: Path) -> list[str]:
+    """--config-dir DIR of the command that began the run, [] where it had none."""
+    argv = (runs.Run(folder).environment or {}).get("argv")
+    typed = [str(word) for word in argv] if isinstance(argv, list) else []
+    for word, after in zip(typed, [*typed[1:], ""]):
+        name, equal, value = word.partition("=")
+        if name in ("--config-dir", "-cd") and (found := value if equal else after):
+            return ["--config-dir", found]
+    return []
 
 
 def _quoted(text: str) -> str:
