@@ -188,6 +188,7 @@ SCALED = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_ends_as_stated_in_both_modes_and_resumes(tmp_path):
     rows = {}
     for stop in ("samples", "gained"):

@@ -333,6 +333,7 @@ def sizes(folder):
     return [row["batch_size"] for row in runs.read_rows(folder) if row["event"] == "train"]
 
 
+@pytest.mark.slow
 def test_decisions_do_not_depend_on_the_micro_batch_in_float64(tmp_path):
     """Micro-batches of 8, 24 and 4,096 samples: every batch size equal, every measured figure to 1e-9."""
     rows = {}

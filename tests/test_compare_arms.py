@@ -59,6 +59,7 @@ def test_a_large_fixed_batch_warms_up_from_the_base_rate_to_the_rule():
             assert lr == pytest.approx(0.05 * (1 + 15 * min(start, 2000) / 2000))
 
 
+@pytest.mark.slow
 def test_the_batch_of_as_many_updates_as_adabatch_128_to_2048_is_330():
     arms, _ = expanded("dataset=cifar10", "model=resnet", "epochs=100", "schedule.base_batch=128")
     assert [name for name in arms if name.startswith("mean")] == ["mean-matched 330"]

@@ -59,6 +59,7 @@ def test_only_passes_of_the_whole_micro_batch_are_compiled(micro, expected, comp
     assert compiled == expected
 
 
+@pytest.mark.slow
 def test_a_second_one_only_after_the_micro_batch_was_halved(compiled, tmp_path, monkeypatch):
     batch, asked = Stream.batch, []
 

@@ -211,7 +211,10 @@ def test_a_shortcut_of_another_precision_is_added_by_torch():
     assert y.dtype == torch.float32
 
 
-@pytest.mark.parametrize("model", ["resnet", "resnext", "mobilenet_v2", "densenet", "wide_resnet"])
+@pytest.mark.parametrize(
+    "model",
+    ["resnet", "resnext", "densenet", "wide_resnet", pytest.param("mobilenet_v2", marks=pytest.mark.slow)],
+)
 def test_a_network_is_the_same_function_by_either_kernel(model):
     """Loss and gradients of a training pass in float64."""
     found = []

@@ -19,6 +19,7 @@ print(ghostnorm.adopt([layers.norm("ghost", 8, 4)]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "compiler",
     [None, "exit 1", '[ "$1" = --version ] && exit 0; echo no such flag >&2; exit 1',
@@ -69,6 +70,7 @@ def test_it_is_compiled_once_and_kept_where_that_may_be(tmp_path, monkeypatch, h
         assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_all_get_it(tmp_path):
     environment = os.environ | {"ADABATCH_CACHE": str(tmp_path)}
     words = [sys.executable, "-c", SCRIPT]

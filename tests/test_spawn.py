@@ -476,6 +476,7 @@ def test_a_multirun_in_each_of_several_processes_is_refused(flags, tmp_path, mon
     from adabatch import __main__ as cli
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "PATIENCE", 0.1)
     for local, said in (("0", 1), ("1", 0)):
         given = {
             "RANK": local,

@@ -364,6 +364,7 @@ def meet(config, folder, stop):
     return trained(config, folder, stop)
 
 
+@pytest.mark.slow
 def test_parallel_runs_overlap_and_say_so(place):
     Path("met").mkdir()
     place.train = meet

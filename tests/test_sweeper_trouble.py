@@ -41,6 +41,7 @@ def nothing_waits_for_ever(monkeypatch):
     monkeypatch.setattr(_sweep, "time", types.SimpleNamespace(sleep=waits))
 
 
+@pytest.mark.slow
 def test_what_keeps_a_run_from_starting_ends_the_sweep(place, monkeypatch, capfd):  # noqa: F811
     before = signal.getsignal(signal.SIGINT)
     full = OSError(errno.ENOSPC, "No space left on device", "sweep")
@@ -110,6 +111,7 @@ def test_a_comparison_of_which_no_run_finished_has_a_verdict(place, capfd, outco
     assert report["decision"] == "undecided"
 
 
+@pytest.mark.slow
 def test_a_comparison_of_which_every_run_failed_is_no_success(place, capfd):  # noqa: F811
     def breaks(config, folder, stop):
         raise RuntimeError("a bug")
