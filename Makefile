@@ -89,6 +89,7 @@ bench: $(DONE)
 	$(PY) benchmarks/startup.py --out $(BENCH)/startup.json
 	$(PY) benchmarks/kept.py $(BENCH)/measuring.json benchmarks/measuring.py
 	$(PY) benchmarks/kept.py $(BENCH)/distributed.json benchmarks/distributed.py
+	$(PY) benchmarks/kept.py $(BENCH)/ghost_norm.json benchmarks/ghost_norm.py
 
 # A warning where a ratio has dropped by half; it never fails by a figure.
 bench-check: $(DONE)
