@@ -7,6 +7,7 @@ without it they are not collected.
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def _know_the_environment() -> str:
     Runs before any test module is imported: OpenMP reads its variable once, when torch is imported.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # A shell's `command &` ignores Ctrl-C, and so would every program that a test starts to stop it.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Under pytest-xdist the workers inherit the changed environment, so the real value is kept beside it.
     os.environ.setdefault("ADABATCH_REAL_DATA", os.environ.get("ADABATCH_DATA", ""))
     for name in list(os.environ):
