@@ -93,6 +93,7 @@ def general(values: Values) -> None:
             number(path, "a whole number of pixels from 0", lambda v: v >= 0, whole=True)
     values.choice("checkpoint.keep", ("last", "none"))
     values.choice("trackers.wandb.mode", WANDB_MODES)
+    values.choice("timing", (None, "phases"))
     profile = at("forecast")
     if profile not in (None, "auto"):
         if not isinstance(profile, str):
