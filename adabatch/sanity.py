@@ -131,7 +131,8 @@ def network(values: Values) -> None:
     """Keys that networks of ours share."""
     own = values.config["model"]
     if "norm" in own:
-        values.choice("model.norm", NORMS)
+        foreign = own["_target_"].startswith("adabatch.models.torchvision.")
+        values.choice("model.norm", ("own", "ghost") if foreign else NORMS)
     if "ghost" in own:
         values.number("model.ghost", "a whole number from 2", lambda v: v >= 2, whole=True)
     if "dropout" in own:
