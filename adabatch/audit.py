@@ -23,6 +23,7 @@ from adabatch.forecast import (
     measuring_of,
     stretches_of,
 )
+from adabatch.ledger import PASSES
 from adabatch.pace import Pace
 
 FILE = "forecast.json"
@@ -152,7 +153,7 @@ def finished(run) -> dict | None:
     pace = Pace(profile, run.parts.step.micro_batch)
     trained = recorded(run.phases, run.trained)
     found = forecast(pace, trained, measuring=measuring_of(run.parts.schedule))
-    seconds, ledger = run.ledger.training(), run.ledger.read()
+    seconds, ledger = run.ledger.training(), whole(run.ledger.read())
     low, high = (written.get(name) for name in ("low", "high"))
     if written.get("closed_loop"):
         low, high = found.low, found.high
@@ -174,6 +175,12 @@ def finished(run) -> dict | None:
             cause: {"forecast": found.causes.get(cause, 0.0), "measured": ledger[cause]} for cause in CAUSES
         },
     }
+
+
+def whole(ledger: dict) -> dict:
+    """The seconds by cause with those of forward and backward passes, where they are told apart, put back."""
+    passes = sum(ledger.get(cause, 0.0) for cause in PASSES)
+    return {c: s for c, s in ledger.items() if c not in PASSES} | {"compute": ledger["compute"] + passes}
 
 
 def recorded(found: list[dict], samples: int) -> list[Stretch]:

@@ -250,6 +250,8 @@ def build(config: dict, ledger=None, meeting=None) -> Parts:
     ranks (`meeting.py`)."""
     hardware = make(config["hardware"], "hardware")
     hardware.set_up(meeting)
+    if ledger:
+        ledger.wait = hardware.synchronize
     parts = data(config["dataset"])
     planned = plan.schedule(config, len(parts.train))
     plan.refuse_blind(planned, config["dataset"].get("validation"))

@@ -56,6 +56,8 @@ def lacking(config: dict, folder: Path) -> list[str]:
     found = [key for key, (wanted, name) in asked.items() if wanted and not (folder / name).exists()]
     if set(config.get("shadow") or ()) - set((runs.Run(folder).config or {}).get("shadow") or ()):
         found.append("shadow")
+    if config.get("timing") and "forward" not in ((runs.Run(folder).summary or {}).get("ledger") or {}):
+        found.append("timing")
     return found
 
 

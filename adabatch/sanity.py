@@ -93,6 +93,7 @@ def general(values: Values) -> None:
             number(path, "a whole number of pixels from 0", lambda v: v >= 0, whole=True)
     values.choice("checkpoint.keep", ("last", "none"))
     values.choice("trackers.wandb.mode", WANDB_MODES)
+    values.choice("timing", (None, "phases"))
     profile = at("forecast")
     if profile not in (None, "auto"):
         if not isinstance(profile, str):
@@ -130,7 +131,8 @@ def network(values: Values) -> None:
     """Keys that networks of ours share."""
     own = values.config["model"]
     if "norm" in own:
-        values.choice("model.norm", NORMS)
+        foreign = own["_target_"].startswith("adabatch.models.torchvision.")
+        values.choice("model.norm", ("own", "ghost") if foreign else NORMS)
     if "ghost" in own:
         values.number("model.ghost", "a whole number from 2", lambda v: v >= 2, whole=True)
     if "dropout" in own:

@@ -238,7 +238,7 @@ class Step:
         self.place(start, part, setting.batch_size, record)
         # One compiled shape: what is longer or shorter, or measured apart, would cost a compilation each.
         usual = record and part.stop - part.start == self.micro_batch
-        with self.hardware.autocast():
+        with self.ledger("forward"), self.hardware.autocast():
             outputs = (self.forward if usual else self.model)(x)
         losses = self.loss(outputs.to(self.hardware.dtype), y)
         if losses.shape != (len(y),):
@@ -247,7 +247,8 @@ class Step:
                 'leave out its mean (reduction="none"), sums and counts are taken here'
             )
         total = losses.sum()
-        (total / setting.divisor).backward()
+        with self.ledger("backward"):
+            (total / setting.divisor).backward()
         with torch.no_grad():
             totals[0] += total.double()
             if record and self.witness:

@@ -30,7 +30,7 @@ def train(config: dict, folder: Path, stop=lambda: None, meeting=None, leg=None)
     at every step. meeting: of several ranks (`meeting.py`), each of which calls this. leg(batch size): the
     number of processes to go on with, None for these. Raises UserError, Diverged, Interrupted and HandOver
     (state saved), MemoryError or torch.OutOfMemoryError, OSError."""
-    ledger = Ledger()
+    ledger = Ledger(passes=config["timing"] == "phases")
     parts = build(config, ledger, meeting)
     run = Record(config, folder, parts, ledger)
     code = 1
@@ -74,7 +74,6 @@ def loop(run: Record, stop, leg=None) -> None:
     schedule, step = parts.schedule, parts.step
     eval_every = config["evaluate"]["every"] * run.samples
     log_every = config["log"]["every_samples"] or max(1, run.samples // 10)
-
     reason = None
 
     def wishes() -> list:

@@ -148,6 +148,7 @@ def test_options_of_sbatch_may_be_given_as_a_mapping():
         ("hardware.reduction=orderd", "one of fast, ordered, got 'orderd'. Did you mean 'ordered'"),
         ("hardware.prefer=fast", "Did you mean 'fastest'"), ("hardware.join_timeout=0", "above 0, got 0"),
         ("hardware.join_timeout=null", "a number of seconds"),
+        ("timing=phase", "one of null, phases, got 'phase'. Did you mean 'phases'"),
         ("model.norm=gost", "ghost"),
         ("model.ghost=0", "whole number from 2"), ("model.dropout=2", "below 1"),
         ("dataset.augment.pad=-3", "pixels from 0"), ("checkpoint.best=true", "set dataset.validation"),

@@ -328,6 +328,6 @@ def test_from_python_with_the_real_training(tmp_path, monkeypatch):
 def test_a_finished_run_says_what_it_lacks(stand_ins, tmp_path, caplog):
     run(tmp_path / "run", checkpoint={"best": False, "keep": "none"})
     with caplog.at_level("INFO", logger="adabatch"):
-        run(tmp_path / "run", checkpoint={"best": True, "keep": "last"})
-    assert "checkpoint.best, checkpoint.keep" in caplog.text and "restart=true" in caplog.text
+        run(tmp_path / "run", checkpoint={"best": True, "keep": "last"}, timing="phases")
+    assert "checkpoint.best, checkpoint.keep, timing" in caplog.text and "restart=true" in caplog.text
     assert stand_ins.trained == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adabatch.ledger import CAUSES, NOT_TRAINING, Ledger
+from adabatch.ledger import CAUSES, NOT_TRAINING, PASSES, Ledger
 
 
 class Clock:
@@ -90,6 +90,36 @@ def test_training_time_leaves_out_what_it_says(clock):
     counted = {"compute", "data", "exposed_communication", "resize", "recompile", "measuring"}
     assert ledger.training() == sum(2**power for power, cause in enumerate(CAUSES) if cause in counted)
     assert counted | set(NOT_TRAINING) == set(CAUSES)
+
+
+def test_passes_are_counted_apart_only_where_asked_for_and_only_in_a_steps_own_computing(clock):
+    for apart in (False, True):
+        ledger = Ledger(clock, passes=apart)
+        for cause in ("compute", "first_compile", "measuring"):
+            with ledger(cause):
+                clock.pass_(1)
+                with ledger("forward"):
+                    clock.pass_(2)
+                    with ledger("data"):
+                        clock.pass_(4)
+                with ledger("backward"):
+                    clock.pass_(8)
+        others = {"first_compile": 11, "measuring": 11, "data": 12}
+        passes = {"compute": 1, "forward": 2, "backward": 8} if apart else {"compute": 11}
+        assert spent(ledger) == others | passes
+        assert ledger.training() == 11 + 11 + 12
+        assert set(ledger.state_dict()) - set(CAUSES) == (set(PASSES) if apart else set())
+
+
+def test_a_pass_that_is_counted_waits_for_the_device_at_both_ends(clock):
+    """What the device still had to do before belongs to the rest, what the pass gave it to the pass."""
+    ledger, waits = Ledger(clock, passes=True), iter((32, 64))
+    ledger.wait = lambda: clock.pass_(next(waits))
+    with ledger("compute"):
+        clock.pass_(1)
+        with ledger("forward"):
+            clock.pass_(2)
+    assert spent(ledger) == {"compute": 1 + 32, "forward": 2 + 64}
 
 
 def test_an_unknown_cause_is_refused(clock):

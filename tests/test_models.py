@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 
 from adabatch.errors import UserError
+from adabatch.layers import Dropout, split_dependent
 from adabatch.models import preresnet, resnet, wide_resnet
 from adabatch.models.alexnet import AlexNet
 from adabatch.models.bigbatch import CifarShallow, MnistF1
@@ -305,7 +306,11 @@ def test_grey_images_work(network, keys):
     one_step(network, 1, **keys)
 
 
-NORMED = [row for row in SMALL if "norm" in inspect.signature(row[0]).parameters]
+NORMED = [
+    row
+    for row in SMALL
+    if "norm" in inspect.signature(row[0]).parameters and row[0] is not Torchvision
+]
 
 
 @pytest.mark.parametrize("norm", ["group", "none"])
@@ -457,6 +462,35 @@ def test_every_torchvision_classifier_gives_logits_while_training():
         assert net(torch.empty(2, 3, net.size, net.size, device="meta")).shape == (2, 7), name
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_with_ghost_norm_a_torchvision_network_is_the_same_function_of_one_group_and_of_no_cut(name):
+    """A batch that is one group: torchvision's own logits and gradients. Two groups in one pass or in two:
+    equal. Dropout, where there is one, is switched off."""
+    plain = Torchvision(5, name=name)
+    ours = Torchvision(5, name=name, norm="ghost", ghost=4)
+    fitting = {k: v for k, v in plain.state_dict().items() if not k.endswith("num_batches_tracked")}
+    ours.load_state_dict(fitting)
+    assert split_dependent(plain) and not split_dependent(ours)
+    for net in (plain, ours):
+        net.double()
+        for layer in net.modules():
+            if isinstance(layer, (nn.Dropout, Dropout)):
+                layer.p = 0.0
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for net in (plain, ours):
+        net(x[:4]).square().sum().backward()
+    for (key, one), other in zip(plain.named_parameters(), ours.parameters()):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-6, atol=1e-9 * one.grad.abs().max()), key
+    assert torch.allclose(ours(x), torch.cat([ours(x[:4]), ours(x[4:])]), rtol=1e-10)
+    assert not torch.allclose(plain(x), torch.cat([plain(x[:4]), plain(x[4:])]), rtol=1e-3)
+
+
+def test_dropout_of_a_torchvision_network_becomes_dropout_by_position():
+    ours = Torchvision(5, name="alexnet", norm="ghost")
+    kinds = [type(m) for m in ours.modules() if "Dropout" in type(m).__name__]
+    assert kinds == [Dropout, Dropout]
+
+
 def target_of(option: dict):
     module, _, name = option["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), name)
@@ -491,7 +525,9 @@ def test_a_yaml_lists_every_key_of_its_network_with_its_default_and_a_comment(op
 @pytest.mark.parametrize("option", OPTIONS)
 def test_ghost_norm_is_the_default_wherever_there_is_a_norm(option):
     keys = yaml.safe_load((CONF / f"{option}.yaml").read_text())
-    if option in ("alexnet", "torchvision"):
+    if option == "torchvision":
+        assert (keys["norm"], keys["ghost"]) == ("own", 32)
+    elif option == "alexnet":
         assert "norm" not in keys
     else:
         assert (keys["norm"], keys["ghost"]) == ("ghost", 32)

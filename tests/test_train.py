@@ -356,6 +356,18 @@ def test_ledger_adds_up_to_the_wall_and_redone_is_booked(tmp_path):
     assert summary["device_seconds"] == pytest.approx(summary["train_seconds"], rel=0.01)  # of one process
 
 
+def test_timing_tells_forward_and_backward_apart_and_changes_nothing_else(tmp_path, uninterrupted):
+    summary = run(tmp_path / "run", *FULL, "timing=phases")
+    causes = summary["ledger"]
+    assert causes["forward"] > 0 and causes["backward"] > 0
+    assert sum(causes.values()) == pytest.approx(summary["wall_seconds"], rel=0.01)
+    counted = ("compute", "forward", "backward", "data", "exposed_communication", "measuring", "resize")
+    assert summary["train_seconds"] == pytest.approx(sum(causes[c] for c in counted), rel=0.01)
+    without = runs.read_json(uninterrupted / "summary.json")
+    assert summary["weights_sha256"] == without["weights_sha256"]
+    assert not {"forward", "backward"} & set(without["ledger"])
+
+
 VALIDATED = (*FULL, "dataset.validation=60", "checkpoint.best=true", "dataset.samples=360")
 
 

@@ -1,8 +1,11 @@
-"""Any classifier of torchvision.models by its name, untrained, with torchvision's own norms and dropout."""
+"""Any classifier of torchvision.models by its name, untrained: with torchvision's own norms and dropout, or
+with ours, by which no cut of a batch changes a result."""
 
 from torch import nn
 
 from adabatch.errors import UserError, suggest
+from adabatch.layers import Dropout, GhostBatchNorm
+from adabatch.models.parts import one_of
 
 SMALLEST = 32  # pixels: many networks run on fewer, none was made for them
 # Auxiliary heads would make the output a tuple while training; torchvision warns unless told to initialise.
@@ -17,8 +20,9 @@ class Torchvision(nn.Module):
 
     needs_channels = 3
 
-    def __init__(self, num_classes: int, *, name: str = "resnet18"):
+    def __init__(self, num_classes: int, *, name: str = "resnet18", norm: str = "own", ghost: int = 32):
         super().__init__()
+        one_of("norm", norm, ("own", "ghost"))
         from torchvision import models  # slow to import: only for those who ask for it
 
         known = models.list_models(module=models)
@@ -28,8 +32,24 @@ class Torchvision(nn.Module):
         extra = {"aux_logits": False, "init_weights": True} if name in WITH_AUXILIARY else {}
         self.network = models.get_model(name, weights=None, num_classes=num_classes, **extra)
         stated = models.get_model_weights(name).DEFAULT.meta.get("min_size", (SMALLEST,))
+        if norm == "ghost":
+            invariant(self.network, ghost)
         # A vision transformer keeps its side in image_size; its published weights may be for another one.
         self.size = getattr(self.network, "image_size", max(SMALLEST, *stated))
 
     def forward(self, x):
         return self.network(x)
+
+
+def invariant(module: nn.Module, ghost: int) -> None:
+    """Puts ghost norm in the place of every batch norm, with its weights and their names, and dropout by
+    position in that of torch's. Dropout of whole channels or blocks has no such form and stays."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            ours = GhostBatchNorm(child.num_features, ghost, child.eps)
+            ours.load_state_dict({k: v for k, v in child.state_dict().items() if k != "num_batches_tracked"})
+            setattr(module, name, ours)
+        elif type(child) is nn.Dropout:
+            setattr(module, name, Dropout(child.p))
+        else:
+            invariant(child, ghost)

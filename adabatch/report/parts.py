@@ -201,6 +201,8 @@ def ratio(before, after) -> str:
 
 CAUSES = {
     "compute": "forward, backward, update",
+    "forward": "forward passes",
+    "backward": "backward passes",
     "data": "waiting for data",
     "exposed_communication": "waiting for other processes",
     "resize": "changing the batch",

@@ -21,7 +21,8 @@ FORECASTS = 40  # runs of an arm that are drawn
 NAMES = 34  # characters of an arm's name above its bar
 # What every run has is grey; what an adaptive batch may cost beside it has a colour.
 COLOURS = {
-    "compute": "#8496ab", "data": "#b3bfcc", "exposed_communication": "#e0b050", "resize": "#c2410c",
+    "compute": "#8496ab", "forward": "#a3b1c4", "backward": "#6d8098", "data": "#b3bfcc",
+    "exposed_communication": "#e0b050", "resize": "#c2410c",
     "first_compile": "#cdb4db", "recompile": "#8e44ad", "measuring": "#0f9d76", "evaluation": "#a39a8d",
     "checkpoint": "#cfc7ba", "redone": "#d1495b", "other": "#dde3ea",
 }  # fmt: skip

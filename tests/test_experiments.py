@@ -1,0 +1,203 @@
+"""The experiments of conf/experiment: batches and learning rates against their sources' tables."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import support
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from adabatch import config, plan
+from adabatch.composed import Composed
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf" / "experiment"
+BY_HAND = {"compare", "smoke"}  # presets, no experiments
+EXPERIMENTS = sorted({path.stem for path in CONF.glob("*.yaml")} - BY_HAND)
+
+
+def composed(*overrides) -> dict:
+    with config.composer():
+        return config.checked(config.load(overrides)).config
+
+
+def table(*overrides, samples=50_000) -> list[tuple]:
+    """(epoch of the first update, batch, learning rate) of each stretch of a run."""
+    tree = composed(*overrides)
+    schedule = plan.schedule(tree, samples)
+    found, position = [], 0
+    while not schedule.done(position):
+        setting = schedule(schedule.start(position))
+        if not found or found[-1][1:] != (setting.divisor, pytest.approx(setting.lr, rel=1e-9)):
+            found.append((round(position / samples), setting.divisor, setting.lr))
+        position = schedule.start(position) + setting.batch_size
+    return found
+
+
+def arms(*overrides) -> dict:
+    with config.composer():
+        loader = GlobalHydra.instance().config_loader()
+        return {a.name: a for a in Composed(config.load(overrides), loader, list(overrides)).arms()[0]}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_a_lab_note(name):
+    """Its source and what differs, or where these are told; and nothing but comments before the keys."""
+    text = (CONF / f"{name}.yaml").read_text()
+    note, _, keys = text.partition("\ndefaults:\n")
+    assert text.startswith("# @package _global_\n# ") and all(line[0] == "#" for line in note.splitlines())
+    told = "Source:" in note and re.search("What differs|Here ", note)
+    elsewhere = "lab note" in note and set(re.findall(r"experiment=(\w+)", note)) - {name} & set(EXPERIMENTS)
+    assert told or elsewhere
+
+
+def test_adabatch_cifar_has_the_papers_batches_and_learning_rates():
+    found = arms("experiment=adabatch_cifar")
+    assert list(found) == [
+        "fixed 128", "fixed 512", "fixed 2048", "mean-matched 330", "adabatch", "published lr 2048",
+    ]  # fmt: skip
+    stages = {}
+    for start, batch, lr in found["adabatch"].path:
+        stages.setdefault((batch, float(f"{lr:.6g}")), []).append(start)
+    # NVlabs/AdaBatch, 128 to 2,048 with gamma 0.75; its tails are dropped: 390, 195, 97, 48 and 24 an epoch.
+    assert list(stages) == [
+        (128, 0.01), (256, 0.0075), (512, 0.005625), (1024, 0.00421875), (2048, 0.00316406),
+    ]  # fmt: skip
+    # 7,813 x 128 = 1,000,064; 3,906 x 256 more are 2,000,000; then 3,000,448, 4,000,896 and the end.
+    assert [len(s) for s in stages.values()] == [7813, 3906, 1954, 977, 488]
+    fixed = {float(f"{lr:.9g}") for *_, lr in found["fixed 128"].path}
+    assert fixed == {0.01, 0.00375, 0.00140625, 0.00052734375, 0.000197753906}
+    published = {float(f"{lr:.9g}") for *_, lr in found["published lr 2048"].path}
+    assert published == fixed  # sixteen times the batch at the small one's learning rate
+    assert max(lr for *_, lr in found["fixed 2048"].path) == pytest.approx(0.16)
+
+
+def test_alexnet_goes_from_256_to_4096():
+    found = arms("experiment=adabatch_cifar_alexnet", "dataset=cifar100")
+    assert {batch for _, batch, _ in found["adabatch"].path} == {256, 512, 1024, 2048, 4096}
+    assert found["adabatch"].config["options"]["model"] == "alexnet"
+    assert {batch for _, batch, _ in found["published lr 4096"].path} == {4096}
+
+
+def test_the_four_gpu_settings_warm_up_once_an_epoch_from_the_baseline_batch():
+    """NVlabs/AdaBatch with --train-batch 1024 --baseline-batch 128 --warmup 5 --gamma 0.5, doubling, lr
+    0.1."""
+    found = table("experiment=adabatch_cifar_4gpu", "schedule.base_batch=1024")
+    expected = [
+        (0, 1024, 0.1), (1, 1024, 0.275), (2, 1024, 0.45), (3, 1024, 0.625), (4, 1024, 0.8),
+        (20, 2048, 0.4), (40, 4096, 0.2), (60, 8192, 0.1), (80, 16384, 0.05),
+    ]  # fmt: skip
+    assert found == [(e, b, pytest.approx(lr)) for e, b, lr in expected]
+    fixed = table("experiment=adabatch_cifar_4gpu", "schedule=fixed")
+    assert fixed == [(20 * k, 128, pytest.approx(0.1 * 0.25**k)) for k in range(5)]
+
+
+def test_the_number_of_processes_is_no_part_of_adabatch_multi():
+    """The reproduction's batch was per process, so that three of them trained with three times the batch."""
+    for processes in (1, 3):
+        found = table("experiment=adabatch_multi", f"hardware.processes={processes}")
+        assert [b for _, b, _ in found] == [128, 256, 512, 1024, 2048]
+
+
+@pytest.mark.parametrize("factor, batches, lrs", [
+    (8, (8192, 65536, 524288), (3.2, 2.56, 2.048)),
+    (4, (8192, 32768, 131072), (3.2, 1.28, 0.512)),
+    (2, (8192, 16384, 32768), (3.2, 0.64, 0.128)),
+])  # fmt: skip
+def test_adabatch_imagenet_grows_every_30_epochs(factor, batches, lrs):
+    """lr / batch falls to a tenth whatever the factor; warm-up from 0.1, 0.1 * 8192 / 256 = 3.2 at the fifth
+    epoch."""
+    found = table("experiment=adabatch_imagenet", f"schedule.growth.factor={factor}", samples=1_281_167)
+    warmed = [(e, 8192, pytest.approx(0.1 + e * 3.1 / 4)) for e in range(4)]
+    starts = (4, 30, 60)
+    assert found == warmed + [(e, b, pytest.approx(lr)) for e, b, lr in zip(starts, batches, lrs)]
+
+
+def test_adabatch_imagenets_warm_up_to_a_batch_of_131072():
+    """NVlabs/AdaBatch with -b 512 --zero-grad-freq 256 --baseline-batch 256 --lr 0.1 --warmup 5."""
+    fixed = ("schedule.growth.factor=1", "schedule.base_batch=131072")
+    found = table("experiment=adabatch_imagenet", *fixed, samples=1_281_167)[:5]
+    assert [lr for *_, lr in found] == [pytest.approx(v) for v in (0.1, 12.875, 25.65, 38.425, 51.2)]
+
+
+# -- the command files -----------------------------------------------------------------------------
+
+
+def launched(script: str, *words: str, cwd: Path, **variables) -> str:
+    """What `sh launch/SCRIPT WORDS` prints, started elsewhere."""
+    environment = os.environ | {"ADABATCH_DATA": os.environ["ADABATCH_REAL_DATA"]} | variables
+    quick = ("hardware.threads=1", "trackers.wandb.mode=disabled")
+    done = subprocess.run(["sh", ROOT / "launch" / script, *quick, *words], cwd=cwd, env=environment,
+                          capture_output=True, text=True, timeout=280)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "launch").glob("*.sh")))
+def test_a_command_file_says_what_it_does_and_names_an_experiment(script):
+    text = (ROOT / "launch" / script).read_text()
+    assert text.startswith("#!/bin/sh\n# ") and "set -eu" in text and '"$@"' in text
+    named = set(re.findall(r"experiment=(\w+)", text))
+    assert named and named <= {path.stem for path in CONF.glob("*.yaml")}
+    subprocess.run(["sh", "-n", ROOT / "launch" / script], check=True)
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_adabatch_cifar_small_from_its_command_file(tmp_path):
+    """Both data sets: the script hands on what it was given, once for each comparison."""
+    words = ("compare.arms=[fixed,adaptive]", "compare.ladder=16", "compare.seeds=1", "epochs=5",
+             "dataset.limit=300", "schedule.base_batch=8", "evaluate.every=5")  # fmt: skip
+    text = launched("adabatch_cifar.sh", *words, cwd=tmp_path, NETWORKS="alexnet")
+    assert len(list(tmp_path.glob("outputs/compare-*/compare.yaml"))) == 2
+    assert text.count("adabatch  ") >= 2 and "interim" in text
+    summaries = list(tmp_path.glob("outputs/compare-*/*/summary.json"))
+    assert len(summaries) == 6
+    for path in summaries:
+        ledger = support.runs.read_json(path)["ledger"]
+        assert ledger["forward"] > 0 and ledger["backward"] > 0
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_adabatch_multi_small_is_the_same_run_on_one_process_and_on_two(tmp_path):
+    words = ("model.depth=8", "dataset.limit=256", "epochs=2", "schedule.base_batch=32", "evaluate.every=2",
+             "model.ghost=16", "hardware.micro_batch=16")  # fmt: skip
+    launched("adabatch_multi.sh", *words, cwd=tmp_path, PROCESSES="1,2")
+    found = {}
+    for path in tmp_path.glob("outputs/*/summary.json"):
+        summary = support.runs.read_json(path)
+        found.setdefault(summary["schedule"], []).append(summary["weights_sha256"])
+    assert sorted(found) == ["adabatch", "fixed"]
+    assert all(len(hashes) == 2 and len(set(hashes)) == 1 for hashes in found.values())
+    assert found["adabatch"] != found["fixed"]
+
+
+@pytest.mark.slow
+def test_adabatch_imagenet_small_accumulates_batches_that_no_pass_holds(tmp_path):
+    """24 pictures in three folders; 8, 16 and 24 of them a step (the set is the cap) in passes of 4."""
+    for part, count in (("train", 8), ("val", 2)):
+        for name in ("ant", "bee", "cat"):
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = torch.randint(256, (48, 40, 3), generator=torch.Generator().manual_seed(i)).byte()
+                Image.fromarray(noise.numpy()).save(folder / f"{i}.png")
+    words = (f"dataset.root={tmp_path / 'data'}", "dataset.samples=24", "dataset.classes=3",
+             "dataset.crop=32", "dataset.resize=36", "epochs=3", "schedule.base_batch=8",
+             "schedule.growth.every=1", "schedule.decay.every=1", "schedule.warmup_epochs=0",
+             "hardware.micro_batch=4", "model.ghost=4")  # fmt: skip
+    launched("adabatch_imagenet.sh", *words, cwd=tmp_path, NETWORKS="resnet18")
+    found = {}
+    for path in tmp_path.glob("outputs/*/metrics.jsonl"):
+        rows = [row for row in support.runs.read_rows(path.parent) if row["event"] == "train"]
+        factor = support.runs.Run(path.parent).config["schedule"]["growth"]["factor"]
+        found[factor] = [(row["batch_size"], row["micro_batch"], row["accumulation"]) for row in rows]
+    assert sorted(found) == [1, 2, 4, 8]
+    assert found[1] == [(8, 4, 2)] * 9
+    assert found[2] == [(8, 4, 2)] * 3 + [(16, 4, 4)] * 3  # the last one of 24 is cut to what is left
+    assert found[4] == found[8] == [(8, 4, 2)] * 3 + [(24, 4, 6)] * 2
