@@ -129,6 +129,30 @@ def test_the_figures_of_an_arm(tmp_path, capsys):
     assert arm["median_time_to_target"] is None and arm["reached"] in (0, 0.25)
 
 
+def test_repeated_runs_are_told_by_least_mean_median_and_the_share_at_the_target(tmp_path, capsys):
+    """Final errors and times by hand; a run that reached the target only in between does not count, nor does
+    one that diverged, which is among those that are over."""
+    errors, seconds = [0.0620, 0.0580, 0.0590, 0.0600], [8.0, 7.0, 7.5, 9.5]
+    for seed, (error, took) in enumerate(zip(errors, seconds)):
+        run(tmp_path / f"r{seed}", seed, [32], error=error, seconds=took)
+    run(tmp_path / "r9", 9, [32], state="diverged")
+    shown = report(capsys, tmp_path, "--target", 0.06)
+    row = next(line for line in shown.split("\n") if "5.80 / 5.97 / 5.95 %" in line)
+    assert "3/5 [0.15, 0.95]" in row and "7 / 8 / 7.75 s" in row
+    assert "at 6 % or less" in shown and "final error: min / mean / median" in shown
+    (arm,) = json.loads((tmp_path / "report.json").read_text())["arms"]
+    assert {k: arm[k] for k in ("final_error_min", "final_error_median", "seconds_min", "seconds_median")} == {
+        "final_error_min": 0.058, "final_error_median": pytest.approx(0.0595), "seconds_min": 7.0,
+        "seconds_median": 7.75,
+    }  # fmt: skip
+    assert arm["over"] == 5 and arm["at_target"] == pytest.approx(0.6)
+    assert "5.80 / 5.97 / 5.95 %" in (tmp_path / "report.html").read_text()
+    assert "5.80 / 5.97 / 5.95" in report(capsys, tmp_path, "--target", 0.06, "--format", "markdown")
+    without = report(capsys, tmp_path)
+    assert "min / mean / median" not in without
+    assert "at_target" not in json.loads((tmp_path / "report.json").read_text())["arms"][0]
+
+
 def test_one_run_says_what_is_missing(tmp_path, capsys):
     folder = run(tmp_path, 0, (32,), 0.1, 9.0)
     shown = " ".join(report(capsys, folder).split())
