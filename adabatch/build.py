@@ -2,8 +2,7 @@
 
 import functools
 import inspect
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,25 +13,25 @@ from adabatch import (
     draws,
     ema,
     ghostnorm,
+    kept,
     layers,
     optim,
     persample,
     plan,
     witness,
 )
-from adabatch.data.augment import Augment, Prepare
+from adabatch.data.augment import Prepare
 from adabatch.data.resident import resident
 from adabatch.data.samples import Samples, TensorSamples, as_samples
 from adabatch.data.split import split_train
 from adabatch.data.stream import Stream
 from adabatch.errors import UserError
 from adabatch.flat import Flat
+from adabatch.inputs import first_look, preparation, seen_as, tell
 from adabatch.measure import SINGLE, Meter
 from adabatch.shadow import Shadows
 from adabatch.step import Step
 from adabatch.targets import locate, make
-
-log = logging.getLogger("adabatch")
 
 
 @dataclass
@@ -98,65 +97,28 @@ def data(node: dict) -> Data:
     return Data(train, validation, test, classes, tuple(inputs.shape[1:]))
 
 
-def on_device(samples: Samples | None, device) -> Samples | None:
-    return samples.to(device) if isinstance(samples, TensorSamples) else samples
+def on_device(parts: Data, device) -> Data:
+    """Splits that are tensors on the device; others stay where they are."""
+    each = {name: getattr(parts, name) for name in ("train", "validation", "test")}
+    return replace(parts, **{k: v.to(device) for k, v in each.items() if isinstance(v, TensorSamples)})
 
 
-def seen_as(shape: tuple, size: int | None, network) -> tuple:
-    """Shape of one sample as the network sees it. network: the class, or an instance where only that knows
-    its size."""
-    if len(shape) != 3:
-        return shape
-    needed, channels = getattr(network, "size", None), getattr(network, "needs_channels", None) or shape[0]
-    if channels != shape[0] and shape[0] != 1:
-        name = getattr(network, "__name__", type(network).__name__)
-        raise UserError(
-            f"{name} takes {channels} channels, the dataset has {shape[0]}: only grey pictures are repeated"
-        )
-    side = size or (needed if isinstance(needed, int) else 0)
-    return (channels, side, side) if side > min(shape[1:]) else (channels, *shape[1:])
-
-
-def network(node: dict, parts: Data, seed: int, hardware, size: int | None):
-    """The network on its device. size: dataset.size, the side that pictures are enlarged to (None: what the
-    network asks for). Weights are drawn on the CPU from the seed, so every device starts alike."""
+def network(node: dict, parts: Data, seed: int, hardware, dataset: dict):
+    """The network on its device. dataset: the node, which says how pictures are shown. Weights are drawn on
+    the CPU from the seed, so every device starts alike."""
     torch.manual_seed(draws.key(seed, draws.INIT) >> 1)
-    shape = seen_as(parts.shape, size, locate(node["_target_"], "model._target_"))
+    shape = seen_as(parts.shape, dataset.get("size"), locate(node["_target_"], "model._target_"))
     model = make(node, "model", num_classes=parts.classes, channels=shape[0] if shape else 1, shape=shape)
     if node.get("init_from"):
         checkpoint.fit(model, checkpoint.weights_of(node["init_from"]), str(node["init_from"]))
+    else:
+        first_look(dataset, parts.shape, parts.train, model)
     model = model.to(device=hardware.device, dtype=hardware.dtype)
     if hardware.products:
         convolution.adopt(model)
     if hardware.native and (norms := layers.ghost_layers(model)):
         hardware.ghost_norm = ghostnorm.adopt(norms, hardware.ranks)
     return model.to(memory_format=hardware.memory_format)
-
-
-def preparation(node: dict, parts: Data, model, hardware) -> Prepare:
-    """Stored samples -> network inputs. Pictures smaller than the network was made for are enlarged, and that
-    is said."""
-    stored, seen = parts.shape, seen_as(parts.shape, node.get("size"), model)
-    image, varied = len(stored) == 3, dict(node.get("augment") or {})
-    for key in ("mean", "std"):
-        if image and node.get(key) is not None and len(node[key]) not in (1, stored[0]):
-            raise UserError(
-                f"dataset.{key} has one value, or one for each channel: got {len(node[key])} for pictures of "
-                f"{stored[0]}"
-            )
-    if seen != stored:
-        why = "dataset.size" if node.get("size") else f"what {type(model).__name__} asks for"
-        log.info(
-            "pictures  %s are shown to the network as %s (%s)",
-            "x".join(map(str, stored)),
-            "x".join(map(str, seen)),
-            why,
-        )
-    return Prepare(
-        hardware.device, hardware.dtype, hardware.memory_format, mean=node.get("mean"), std=node.get("std"),
-        size=seen[1] if image and seen[1:] != stored[1:] else None, channels=seen[0] if image else None,
-        augment=Augment(**varied) if varied and image else None,
-    )  # fmt: skip
 
 
 def losses(config: dict):
@@ -177,16 +139,13 @@ def losses(config: dict):
 def optimizer(node: dict, model):
     """(Flat, optimizer). Our SGD is elementwise and gets a vector per group; others get the parameters
     themselves."""
-    decays = ({}, {"weight_decay": 0.0})
-    split = zip(optim.decayed(model, node.get("decay_norm_and_bias", True)), decays)
-    kept = [(group, decay) for group, decay in split if group]
-    if not kept:
+    if not (kept := optim.groups(model, node)):
         raise UserError("the network has no trainable parameter")
-    groups, decays = zip(*kept)
+    groups, own = zip(*kept)
     flat = Flat(model, groups)
     ours = node["_target_"].startswith("adabatch.")
     members = [[vector] for vector in flat.vectors()] if ours else [[p for _, p in group] for group in groups]
-    params = [{"params": m, **d} for m, d in zip(members, decays)]
+    params = [{"params": m, **o} for m, o in zip(members, own)]
     return flat, make(node, "optimizer", params=params, lr=0.0)
 
 
@@ -228,6 +187,7 @@ def compiled(model, hardware):
             "numbers on a CPU, by a fault of the compiler's (docs/log.md): take hardware.compile=false, or "
             "precision=fp32"
         )
+    torch.compiler.reset()  # networks of this process's earlier runs count towards the limit of compilations
     return torch.compile(model, dynamic=False)
 
 
@@ -243,6 +203,18 @@ class Parts:
     average: ema.Average | None
     loss: object  # of evaluation
     shadows: Shadows
+    flip: bool = False  # whether evaluations see each picture's mirror image too
+
+
+def mirrored(config: dict, parts: Data) -> bool:
+    """evaluate.flip; configurations from before it have none."""
+    flip = bool(config["evaluate"].get("flip"))
+    if flip and len(parts.shape) != 3:
+        raise UserError(
+            f"evaluate.flip=true mirrors pictures [c, h, w], and a sample here is {list(parts.shape)}: "
+            "evaluate.flip=false"
+        )
+    return flip
 
 
 def build(config: dict, ledger=None, meeting=None) -> Parts:
@@ -252,22 +224,22 @@ def build(config: dict, ledger=None, meeting=None) -> Parts:
     hardware.set_up(meeting)
     if ledger:
         ledger.wait = hardware.synchronize
-    parts = data(config["dataset"])
+    parts = kept.splits(config, hardware.device, lambda: on_device(data(config["dataset"]), hardware.device))
     planned = plan.schedule(config, len(parts.train))
     plan.refuse_blind(planned, config["dataset"].get("validation"))
-    model = network(config["model"], parts, config["seed"], hardware, config["dataset"].get("size")).train()
+    flip = mirrored(config, parts)
+    model = network(config["model"], parts, config["seed"], hardware, config["dataset"]).train()
     if hardware.ranks.rank:  # torch's own dropout must not draw one mask for all ranks
         torch.manual_seed(draws.key(config["seed"], draws.INIT, hardware.ranks.rank) >> 1)
-    prepare = preparation(config["dataset"], parts, model, hardware)
-    parts.train, parts.validation, parts.test = (
-        on_device(split, hardware.device) for split in (parts.train, parts.validation, parts.test)
-    )
+    prepare = preparation(config["dataset"], parts.shape, model, hardware)
+    tell(config["dataset"], parts.shape, model)
     micro = layers.MicroBatch(config["seed"])
     layers.bind(model, micro)
     flat, chosen = optimizer(config["optimizer"], model)
     loss, plain = losses(config)
     forward = compiled(model, hardware)
-    stream = Stream(*resident(parts.train, prepare), config["seed"], hardware.device)
+    source, rest = resident(parts.train, prepare)
+    stream = Stream(kept.source(source, hardware.memory_format), rest, config["seed"], hardware.device)
     unit, steps = layers.ghost_size(model), planned.needs - {"validation"}
     meter = measuring(planned, flat, chosen, unit) if steps else None
     held = optim.Held(chosen, plan.hold(config["schedule"]))
@@ -279,4 +251,4 @@ def build(config: dict, ledger=None, meeting=None) -> Parts:
         witness.attend(config, step, parts)
     shadows = shadowing(config, planned, step, len(parts.train))
     average = ema.Average(flat, config["ema"]) if config["ema"] else None
-    return Parts(hardware, parts, prepare, planned, step, average, plain, shadows)
+    return Parts(hardware, parts, prepare, planned, step, average, plain, shadows, flip)

@@ -18,16 +18,16 @@ def chunk_of(micro_batch: int) -> int:
 
 
 @torch.no_grad()
-def evaluate(model, hardware, samples, prepare, loss, chunk: int) -> tuple[float, float | None]:
+def evaluate(model, hardware, samples, prepare, loss, chunk: int, flip=False) -> tuple[float, float | None]:
     """(mean loss, share of wrong answers or None) over all of `samples`, in passes of `chunk`; of half as
-    many where a rank runs out of memory.
+    many where a rank runs out of memory. flip: outputs are the mean over a picture and its mirror image.
 
     Each pass is one rank's, and has sums of its own, which are added in one order at the end: the figures are
     the same bits on any number of ranks.
     """
     model.eval()
     while True:
-        found = _sums(model, hardware, samples, prepare, loss, chunk)
+        found = _sums(model, hardware, samples, prepare, loss, chunk, flip)
         if found is not None:
             break
         hardware.empty_cache()
@@ -39,7 +39,7 @@ def evaluate(model, hardware, samples, prepare, loss, chunk: int) -> tuple[float
     return loss_sum / len(samples), wrong_sum / len(samples) if counted else None
 
 
-def _sums(model, hardware, samples, prepare, loss, chunk: int) -> tuple | None:
+def _sums(model, hardware, samples, prepare, loss, chunk: int, flip: bool) -> tuple | None:
     """(sums of loss and wrong answers by pass [passes, 2], whether answers can be wrong); None on all ranks
     where one ran out of memory."""
     ranks, starts = hardware.ranks, range(0, len(samples), chunk)
@@ -50,9 +50,13 @@ def _sums(model, hardware, samples, prepare, loss, chunk: int) -> tuple | None:
             start = starts[index]
             inputs, labels = samples.read(torch.arange(start, min(start + chunk, len(samples))))
             labels = labels.to(hardware.device)
+            x = prepare(inputs)
             with hardware.autocast():
-                outputs = model(prepare(inputs))  # not compiled: each shape would cost a compilation
+                outputs = model(x)  # not compiled: each shape would cost a compilation
+                mirrored = model(x.flip(-1)) if flip else None
             outputs = outputs.to(hardware.dtype)
+            if flip:
+                outputs = (outputs + mirrored.to(hardware.dtype)) / 2
             sums[index, 0] = loss(outputs, labels).sum().double()
             wrong = errors(outputs, labels)
             counted = counted and wrong is not None

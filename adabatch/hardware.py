@@ -30,7 +30,8 @@ class Hardware:
     fast, or ordered (`summing.py`). processes: on this machine, null = one, or what torchrun or srun started
     (`spawn.py`). nodes: machines of a submitted job, which its launcher asks for; phases:
     its number of processes by the batch (`legs.py`). parallel_runs: of a multirun on this machine at once
-    (`sweep.py`). join_timeout: seconds that ranks wait for each other at the start.
+    (`sweep.py`). own_process: whether each of them has one (`sweep.py`, `kept.py`). join_timeout: seconds
+    that ranks wait for each other at the start.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Hardware:
         nodes: int = 1,
         phases: str | int | None = None,
         parallel_runs: int = 1,
+        own_process: bool = True,
         join_timeout: float = 300.0,
     ):
         if precision not in PRECISIONS:

@@ -224,7 +224,8 @@ class Record:
 
     def _evaluated(self, samples) -> tuple:
         parts, chunk = self.parts, evaluation.chunk_of(self.parts.step.micro_batch)
-        return evaluation.evaluate(self.model, parts.hardware, samples, parts.prepare, parts.loss, chunk)
+        shown = samples, parts.prepare, parts.loss, chunk, parts.flip
+        return evaluation.evaluate(self.model, parts.hardware, *shown)
 
     def state(self) -> dict:
         setting = self.setting and dataclasses.asdict(self.setting) | {"stage": list(self.setting.stage)}

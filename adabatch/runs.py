@@ -31,15 +31,18 @@ STATES = (
     "submitted", "running", "finished", "failed", "diverged", "out_of_memory", "interrupted", "preempted",
 )  # fmt: skip
 
-# Keys that do not belong to a run's identity: they change where, how fast or how talkatively it runs, not its
-# result.
+# Keys outside a run's identity: they change where, how fast or how talkatively it runs, not its result.
 EXCLUDED = (
     "options", "hydra", "trackers", "checkpoint", "log", "shadow", "wait", "restart", "experiment", "arm",
     "dataset.root", "dataset.download", "dataset.cache", "dataset.workers", "dataset.ahead",
     "hardware.processes", "hardware.nodes", "hardware.phases", "hardware.parallel_runs",
-    "hardware.micro_batch", "hardware.prefer", "hardware.join_timeout", "compare", "timing",
-    "rehearsal.kill_after", "rehearsal.witness", "forecast",
+    "hardware.own_process", "hardware.micro_batch", "hardware.prefer", "hardware.join_timeout", "compare",
+    "timing", "rehearsal.kill_after", "rehearsal.witness", "forecast",
 )  # fmt: skip
+
+ALONE = ("hardware.parallel_runs", "hardware.own_process")  # of a multirun, never of what a run computes
+# Keys that are younger than some runs, and what those did: with these values a run stays the same run.
+LATER = {"optimizer.bias_lr": 1, "evaluate.flip": False}
 
 # What is measured in a row or a summary; everything else is equal between equal runs.
 TIMES = ("seconds", "train_seconds", "device_seconds", "wall_seconds")
@@ -55,16 +58,14 @@ def excluded(key: str, listed=EXCLUDED) -> bool:
 
 
 def listed_for(config: dict) -> tuple:
-    """The excluded keys that hold for this configuration.
-
-    Under plain batch norm the statistics depend on how a batch is cut, so everything about hardware counts;
-    so it does for networks that are not ours, which may hold one, or torch's dropout; but for a rehearsal.
-    """
+    """The excluded keys that hold for this configuration. Under plain batch norm the statistics depend on how
+    a batch is cut, so everything about hardware counts; so it does for networks that are not ours, which may
+    hold one, or torch's dropout; but for a rehearsal."""
     model = config.get("model") or {}
     target = str(model.get("_target_"))
     ours = target.startswith("adabatch.") and not target.startswith("adabatch.models.torchvision.")
     if (model.get("norm") == "batch" or not ours) and not config.get("rehearsal"):
-        return tuple(e for e in EXCLUDED if not e.startswith("hardware.") or e == "hardware.parallel_runs")
+        return tuple(e for e in EXCLUDED if not e.startswith("hardware.") or e in ALONE)
     return EXCLUDED
 
 
@@ -104,8 +105,7 @@ def _weights_digest(source: str) -> str:
 def identity(config: dict, contents: dict | None = None) -> str:
     """8 hex digits over the resolved configuration without the excluded keys.
 
-    contents: {dotted key: digest}, which takes the place of that key's value (a file enters by what is in
-    it).
+    contents: {dotted key: digest}, which takes the place of its value (a file enters by what is in it).
     """
     listed = listed_for(config)
 
@@ -114,7 +114,8 @@ def identity(config: dict, contents: dict | None = None) -> str:
             return contents[path]
         if isinstance(value, dict):
             inner = {str(k): (f"{path}.{k}" if path else str(k), v) for k, v in value.items()}
-            return {k: reduced(v, p) for k, (p, v) in inner.items() if not excluded(p, listed)}
+            kept = {k: e for k, e in inner.items() if e[0] not in LATER or LATER[e[0]] != e[1]}
+            return {k: reduced(v, p) for k, (p, v) in kept.items() if not excluded(p, listed)}
         if isinstance(value, (list, tuple)):
             return [reduced(v, f"{path}[]") for v in value]
         if isinstance(value, float) and math.isfinite(value) and value == int(value):
@@ -159,8 +160,7 @@ def folder_name(config: dict, overrides, swept_excluded=(), contents: dict | Non
     """`<readable overrides>-<8 hex>`; independent of the overrides' order.
 
     swept_excluded: overrides like 'hardware.processes=3' that a multirun varies although they are excluded
-    from the
-        identity: appended before the hex, so that such runs do not collide.
+    from the identity: appended before the hex, so that such runs do not collide.
     """
     listed = listed_for(config)
     parts = []

@@ -80,6 +80,8 @@ def general(values: Values) -> None:
     number("label_smoothing", "a number from 0 to below 1", lambda v: 0 <= v < 1)
     number("evaluate.every", "a number of epochs above 0", lambda v: v > 0)
     number("checkpoint.every_seconds", "a number of seconds from 0", lambda v: v >= 0)
+    if "bias_lr" in values.config["optimizer"]:
+        number("optimizer.bias_lr", "a number above 0", lambda v: 0 < v < float("inf"))
     for path in ("clip_norm", "ema"):
         if at(path) is not None:
             number(path, "null or a number above 0", lambda v: v > 0)
@@ -160,6 +162,13 @@ def hardware(values: Values) -> None:
         values.number("hardware.phases", rule, lambda v: v > 0, whole=True)
     if values.at("hardware.parallel_runs") is not None:
         values.number("hardware.parallel_runs", "a whole number above 0", lambda v: v > 0, whole=True)
+    if values.at("hardware.own_process") is False:
+        for key in ("processes", "parallel_runs"):
+            if (values.at(f"hardware.{key}") or 1) > 1:
+                raise UserError(
+                    f"hardware.own_process=false makes all runs in one process, got hardware.{key}="
+                    f"{values.at(f'hardware.{key}')}: set one of them back"
+                )
     values.choice("hardware.convolution", ("auto", "library"))
     values.choice("hardware.ghost_norm", ("auto", "library"))
     values.choice("hardware.reduction", ("fast", "ordered"))

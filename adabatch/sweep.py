@@ -1,5 +1,5 @@
 """Multirun with Hydra's own launcher: every job in a process of its own, one after the other, or
-hardware.parallel_runs of them at once.
+hardware.parallel_runs of them at once; with hardware.own_process=false all in this one.
 
 A job that fails, exits or is killed is recorded, and the others go on. A job is forked, which saves importing
 torch once more, only from a parent in which torch is imported and untouched; otherwise a fresh process is
@@ -78,6 +78,8 @@ def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = 
     ended, when this process was told to stop. OSError where the process could not be started.
     """
     folder, overrides = Path(folder), list(overrides)
+    if (config.get("hardware") or {}).get("own_process") is False:
+        return _here(config, folder, overrides, notes, named)
     if fork is None:
         if sys.platform == "linux":
             import_torch()
@@ -111,6 +113,18 @@ def drain() -> None:
     """Waits for the jobs that still run. KeyboardInterrupt where this process was told to stop."""
     while pool.jobs:
         pool.wait_for_one()
+
+
+def _here(config, folder, overrides, notes, named) -> dict:
+    """The job in this process, which has what the one before it left: torch at work, the data, a GPU's
+    context. KeyboardInterrupt where it was told to stop."""
+    log.info(f"job {len(records)}: {label(overrides) or 'defaults'}")
+    with Stop() as stop:
+        code = jobs.run_job(config, folder, overrides, notes, stop=stop, places=named)[1]
+    records.append(_record(folder, overrides, code, os.getpid(), stop.reason is not None))
+    if code == 130:
+        raise KeyboardInterrupt
+    return records[-1]
 
 
 def _fork(config, folder, overrides, notes, named, forward):

@@ -18,7 +18,7 @@ from adabatch.errors import UserError, suggest
 GENERIC = {
     "dataset": tuple("samples test_samples classes limit validation size mean std augment".split()),
     "model": ("base_lr", "init_from", "name"),
-    "optimizer": ("decay_norm_and_bias",),
+    "optimizer": ("decay_norm_and_bias", "bias_lr"),
     "schedule": ("hold", "run"),
 }
 # What they become where the user's own loader replaces a data set: that one's figures say nothing about other

@@ -25,6 +25,7 @@ SMALL = {
     "preresnet": f"{RGB} model.ghost=8 model.depth=8",
     "proxylessnas_mobile": f"{RGB} model.ghost=8",
     "resnet": f"{RGB} model.ghost=8 model.depth=8",
+    "resnet9": f"{RGB} model.ghost=8 model.whiten=true model.celu=0.3 model.norm_scale=false",
     "resnext": f"{RGB} model.ghost=8 model.cardinality=2 model.group_width=4 model.widen=1",
     "torchvision": RGB,
     "vgg": f"{RGB} model.ghost=8 model.depth=11",

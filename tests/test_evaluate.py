@@ -1,11 +1,16 @@
 """adabatch-evaluate counts the kept weights anew, and runs no stranger's code unasked."""
 
 import json
+import types
 
 import pytest
-from support import SMALL, run
+import torch
+import torch.nn.functional as F
+from support import SMALL, resolved, run
 
-from adabatch import evaluate, runs
+from adabatch import build, evaluate, runs
+from adabatch.errors import UserError
+from adabatch.models.convnet import ConvNet
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +63,34 @@ def test_what_is_refused(finished, tmp_path, capsys, change, message):
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert evaluate.command([str(tmp_path)]) == 2
     assert "config.yaml" in capsys.readouterr().err
+
+
+def test_flip_is_the_mean_of_the_logits_of_a_picture_and_its_mirror_image(tmp_path, capsys):
+    """Counted anew with torch alone: the kept weights, the raw bytes, the labels."""
+    summary = run(tmp_path / "run", *SMALL, "epochs=1", "evaluate.flip=true", "model.norm=group")
+    config = runs.Run(tmp_path / "run").config
+    (_, _), (images, labels) = build.make(config["dataset"], "dataset")
+    net = ConvNet(10, 3, **{k: config["model"][k] for k in ("width", "norm", "ghost")}).eval()
+    net.load_state_dict(torch.load(tmp_path / "run" / "weights.pt", weights_only=True))
+    mean, std = (torch.tensor(config["dataset"][k]).view(-1, 1, 1) for k in ("mean", "std"))
+    x = (images.float() / 255 - mean) / std
+    with torch.no_grad():
+        logits = (net(x) + net(torch.fliplr(x.transpose(1, 3)).transpose(1, 3))) / 2
+        wrong = [(out.argmax(1) != labels).double().mean().item() for out in (logits, net(x))]
+        loss = F.cross_entropy(logits, labels).item()
+    row = [row for row in runs.read_rows(tmp_path / "run") if row["event"] == "eval"][-1]
+    assert row["eval_error"] == summary["final_test_error"] == pytest.approx(wrong[0], abs=1e-9)
+    assert row["eval_loss"] == pytest.approx(loss, rel=1e-5)
+    assert row["eval_loss"] != pytest.approx(F.cross_entropy(net(x), labels).item(), rel=1e-4)
+    capsys.readouterr()
+    (again,) = found(capsys, tmp_path / "run")
+    assert again["loss"] == row["eval_loss"] and again["error"] == row["eval_error"]
+
+
+def test_flip_is_for_pictures():
+    table = types.SimpleNamespace(shape=(12,))
+    with pytest.raises(UserError, match=r"mirrors pictures .* a sample here is \[12\]: evaluate.flip=false"):
+        build.mirrored(resolved("evaluate.flip=true"), table)
+    older = resolved()
+    del older["evaluate"]["flip"]
+    assert not build.mirrored(older, table)

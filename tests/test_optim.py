@@ -2,13 +2,16 @@
 
 import copy
 import itertools
+import types
 
 import pytest
 import torch
 from torch import nn
 
-from adabatch import layers, optim, plan
+from adabatch import build, layers, optim, plan
 from adabatch.errors import UserError
+from adabatch.ranks import Alone
+from adabatch.step import Step
 
 SETTINGS = [
     (momentum, nesterov, decay)
@@ -134,6 +137,78 @@ def test_what_is_decayed():
         ["0.bias", "1.weight", "1.bias", "2.bias"],
     ]
     assert all(p is dict(model.named_parameters())[name] for name, p in optim.decayed(model, False)[0])
+
+
+def biased():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), layers.norm("ghost", 4), nn.Flatten(), nn.Linear(4, 2))
+    model[1].weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "keys, expected",
+    [
+        ({}, [("0.weight 0.bias 1.bias 3.weight 3.bias", {})]),
+        ({"bias_lr": 1}, [("0.weight 0.bias 1.bias 3.weight 3.bias", {})]),
+        (
+            {"bias_lr": 64, "weight_decay": 7.5e-4},
+            [
+                ("0.weight 3.weight", {}),
+                ("0.bias 1.bias 3.bias", {"lr_scale": 64.0, "weight_decay": 1.171875e-5}),
+            ],
+        ),
+        (
+            {"bias_lr": 64, "weight_decay": 7.5e-4, "decay_norm_and_bias": False},
+            [
+                ("0.weight 3.weight", {}),
+                ("0.bias 1.bias 3.bias", {"lr_scale": 64.0, "weight_decay": 0.0}),
+            ],
+        ),
+        ({"bias_lr": 2}, [("0.weight 3.weight", {}), ("0.bias 1.bias 3.bias", {"lr_scale": 2.0})]),
+    ],
+)  # fmt: skip
+def test_biases_have_a_group_of_their_own_and_frozen_scales_none(keys, expected):
+    found = optim.groups(biased(), keys)
+    assert [(" ".join(name for name, _ in named), own) for named, own in found] == expected
+
+
+def test_bias_lr_without_a_bias_is_refused():
+    with pytest.raises(UserError, match="bias_lr=64 is for biases, and this network has none"):
+        optim.groups(nn.Linear(3, 2, bias=False), {"bias_lr": 64})
+
+
+@pytest.mark.parametrize("target", ["adabatch.optim.SGD", "torch.optim.SGD", "torch.optim.AdamW"])
+def test_a_step_moves_biases_by_a_rate_of_their_own(target):
+    """Through the step: torch's own optimizer with two groups is the reference, weight decay included."""
+    common = {"weight_decay": 0.02} | ({} if "Adam" in target else {"momentum": 0.9, "nesterov": True})
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    theirs = copy.deepcopy(ours)
+    flat, chosen = build.optimizer({"_target_": target, "bias_lr": 8, **common}, ours)
+    kind = torch.optim.AdamW if "Adam" in target else torch.optim.SGD
+    weights = [p for n, p in theirs.named_parameters() if n.endswith("weight")]
+    biases = [p for n, p in theirs.named_parameters() if n.endswith("bias")]
+    reference = kind(
+        [
+            {"params": weights, "lr": 0.1},
+            {"params": biases, "lr": 0.8, "weight_decay": 0.0025},
+        ],
+        **common,
+    )
+    step = Step.__new__(Step)  # its update alone
+    step.flat, step.optimizer, step.clip_norm, step.held, step.witness = flat, chosen, None, None, None
+    step._foreign, step._weights = [], lambda batch: ([], None, 1.0)
+    step.hardware = types.SimpleNamespace(ranks=Alone())
+    x = torch.randn(7, 5, dtype=torch.float64)
+    for _ in range(3):
+        flat.grads.zero_()
+        reference.zero_grad()
+        ours(x).square().sum().backward()
+        theirs(x).square().sum().backward()
+        step._update(types.SimpleNamespace(batch_size=7, lr=0.1))
+        reference.step()
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        assert torch.allclose(p, q, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(

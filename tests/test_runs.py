@@ -39,7 +39,7 @@ changed = partial(support.changed, CONFIG)
         ("trackers.new", 1), ("checkpoint.every_seconds", 1), ("log.every_samples", 1), ("restart", True),
         ("experiment", "x"), ("timing", "t"), ("hardware.processes", 4), ("hardware.micro_batch", 8),
         ("hardware.prefer", "x"), ("hardware.join_timeout", 1), ("hardware.nodes", 2),
-        ("hardware.parallel_runs", 2),
+        ("hardware.parallel_runs", 2), ("hardware.own_process", False),
         ("hydra", {"a": 1}), ("shadow", 1), ("wait", 1),
         ("arm", "a"),
         ("compare", {"delta": 1}), ("epochs", 20.0),
@@ -62,6 +62,19 @@ def test_what_does_not_change_the_result_does_not_change_the_identity(path, valu
 )  # fmt: skip
 def test_everything_else_does(path, value):
     assert runs.identity(changed(path, value)) != runs.identity(CONFIG)
+
+
+def test_a_younger_key_changes_the_identity_only_where_it_changes_the_run():
+    config = CONFIG | {"optimizer": {"_target_": "o.SGD"}, "evaluate": {"every": 1}}
+    before = runs.identity(config)
+    for path, same, other in (("optimizer.bias_lr", 1, 64), ("evaluate.flip", False, True)):
+        assert runs.identity(support.changed(config, path, same)) == before
+        assert runs.identity(support.changed(config, path, float(same))) == before
+        assert runs.identity(support.changed(config, path, other)) != before
+    now = support.resolved("optimizer=adamw")
+    older = copy.deepcopy(now)
+    del older["optimizer"]["bias_lr"], older["evaluate"]["flip"]
+    assert runs.identity(now) == runs.identity(older)
 
 
 def test_the_identity_is_eight_hex_digits_and_the_same_in_every_version_of_this_code():

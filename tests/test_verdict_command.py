@@ -114,7 +114,7 @@ def test_the_figures_of_an_arm(tmp_path, capsys):
     for seed, (error, seconds) in enumerate(zip((0.08, 0.10, 0.09), (3600.0, 7200.0, 3600.0))):
         run(tmp_path, seed, (32,), error, seconds, device_seconds=2 * seconds, images_per_second=1.5)
     run(tmp_path, 3, (32,), 0.0, 1.0, state="diverged")
-    (line,) = [
+    line, _ = [  # the second is of the repeated runs
         x for x in report(capsys, tmp_path, "--target", 0.093).splitlines() if x.startswith("fixed 32")
     ]
     # t[2 df, 97.5 %] = 4.3027; sd 0.01 / sqrt 3 -> +-2.48 pp
@@ -127,6 +127,28 @@ def test_the_figures_of_an_arm(tmp_path, capsys):
     report(capsys, tmp_path, "--target", 0.0001)
     (arm,) = json.loads((tmp_path / "report.json").read_text())["arms"]
     assert arm["median_time_to_target"] is None and arm["reached"] in (0, 0.25)
+
+
+def test_repeated_runs_are_told_by_least_mean_median_and_the_share_at_the_target(tmp_path, capsys):
+    """Final errors and times by hand; a run that reached the target only in between does not count, nor does
+    one that diverged, which is among those that are over."""
+    errors, seconds = [0.0620, 0.0580, 0.0590, 0.0600], [8.0, 7.0, 7.5, 9.5]
+    for seed, (error, took) in enumerate(zip(errors, seconds)):
+        run(tmp_path, seed, (32,), error, took)
+    run(tmp_path, 9, (32,), 0.0, 1.0, state="diverged")
+    shown = report(capsys, tmp_path, "--target", 0.06)
+    row = next(line for line in shown.split("\n") if "5.80 / 5.97 / 5.95 %" in line)
+    assert "3/5 [0.15, 0.95]" in row and "7 / 8 / 7.75 s" in row
+    assert "at 6 % or less" in shown and "final error: min / mean / median" in shown
+    (arm,) = json.loads((tmp_path / "report.json").read_text())["arms"]
+    assert (arm["final_error_min"], arm["seconds_min"], arm["seconds_median"]) == (0.058, 7.0, 7.75)
+    assert arm["final_error_median"] == pytest.approx(0.0595)
+    assert arm["over"] == 5 and arm["at_target"] == pytest.approx(0.6)
+    assert "5.80 / 5.97 / 5.95 %" in (tmp_path / "report.html").read_text()
+    assert "5.80 / 5.97 / 5.95" in report(capsys, tmp_path, "--target", 0.06, "--format", "markdown")
+    without = report(capsys, tmp_path)
+    assert "min / mean / median" not in without
+    assert "at_target" not in json.loads((tmp_path / "report.json").read_text())["arms"][0]
 
 
 def test_one_run_says_what_is_missing(tmp_path, capsys):

@@ -4,6 +4,12 @@ Every network here is `Net(num_classes, channels or shape, *, keys of its YAML)`
 logits [n, num_classes]; `size` is the smallest image side it was made for; its last layer is the nn.Linear
 `head`. Pooling before the head is the mean over the whole map: at `size` that is the source's pooling, larger
 images work too, and its gradient is deterministic on a GPU (that of torch's adaptive pooling is not).
+
+A network that has to see pictures before it is trained has a `first_look(batches)`, which is called once,
+after its weights are drawn and before they move to the device, and not where `model.init_from` gives it
+weights. batches: an iterator of [n, c, h, w], float32 on the CPU, the training split in its order, normalised
+and not varied; it may stop early. What it finds belongs into its state_dict, and must be the same on every
+rank.
 """
 
 import math
@@ -63,6 +69,13 @@ def positive(**keys: int) -> None:
     for name, value in keys.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"model.{name} is a whole number from 1; got {value!r}.")
+
+
+def number(**keys: float) -> None:
+    """UserError unless each key of the model's YAML is a number above 0."""
+    for name, value in keys.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise UserError(f"model.{name} is a number above 0; got {value!r}.")
 
 
 def yes_or_no(**keys: bool) -> None:

@@ -9,7 +9,7 @@ import textwrap
 from adabatch import statistics
 from adabatch.errors import UserError
 from adabatch.files import FORMAT
-from adabatch.verdict import table
+from adabatch.verdict import repeats, table
 from adabatch.verdict.arms import Arm, Plan, Verdict, limits
 from adabatch.verdict.decide import CLASSES
 from adabatch.verdict.readings import Reading
@@ -42,10 +42,17 @@ def text(verdict: Verdict, plan: Plan, notes: list[str], width: int) -> str:
     if verdict.arms:
         blocks.append([*wrapped(f"{CAVEAT} {SCOPE}", width), *wrapped(settings(plan), width)])
         blocks.append(table.grid(table.arms(verdict, plan), width))
+    if columns := repeats.columns(verdict, plan):
+        blocks.append(table.grid(columns, width))
     if columns := table.comparisons(verdict, plan):
         blocks.append(table.paired(columns, width))
     blocks.append([line for note in [*verdict.notes, *notes] for line in wrapped(f"note: {note}", width)])
     return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def tables(verdict: Verdict, plan: Plan) -> tuple:
+    """Arms, repeated runs, comparisons; each a list of columns, which may be empty."""
+    return table.arms(verdict, plan), repeats.columns(verdict, plan), table.comparisons(verdict, plan)
 
 
 def wrapped(line: str, width: int) -> list[str]:
@@ -54,7 +61,7 @@ def wrapped(line: str, width: int) -> list[str]:
 
 def markdown(verdict: Verdict, plan: Plan, notes: list[str]) -> str:
     blocks = [f"**{_markdown(verdict.sentence)}**", _markdown(f"{CAVEAT} {SCOPE} Here: {settings(plan)}.")]
-    for columns in (table.arms(verdict, plan), table.comparisons(verdict, plan)):
+    for columns in tables(verdict, plan):
         if columns and columns[0].cells:
             rows = [[_markdown(x) for x in row] for row in zip(*([c.heading, *c.cells] for c in columns))]
             ruler = ["---:" if c.right else "---" for c in columns]
@@ -71,7 +78,7 @@ def _markdown(value: str) -> str:
 def latex(verdict: Verdict, plan: Plan, notes: list[str]) -> str:
     """Two tabulars (booktabs), with the sentence and the notes as comments around them."""
     blocks = [f"% {_latex(line)}" for line in (verdict.sentence, CAVEAT, SCOPE)]
-    for columns in (table.arms(verdict, plan), table.comparisons(verdict, plan)):
+    for columns in tables(verdict, plan):
         if columns and columns[0].cells:
             rows = [
                 " & ".join(_latex(x) for x in row) for row in zip(*([c.heading, *c.cells] for c in columns))
@@ -167,8 +174,11 @@ def as_json(verdict: Verdict, plan: Plan, notes: list[str]) -> dict:
             "split": plan.split, "evaluated": plan.evaluated, "tuned": plan.tuned, "target": plan.target,
             "remark": plan.remark,
         },
-        "arms": [arm_json(arm) | found.json() if (found := table.search_of(arm, plan)) else arm_json(arm)
-                 for arm in verdict.arms],
+        "arms": [
+            arm_json(arm) | repeats.figures(arm, plan)
+            | (found.json() if (found := table.search_of(arm, plan)) else {})
+            for arm in verdict.arms
+        ],
         "comparisons": [c.json(plan) for c in verdict.comparisons],
         "notes": [*verdict.notes, *notes], "caveats": [CAVEAT, SCOPE],
     }  # fmt: skip

@@ -54,6 +54,20 @@ class Reading:
     chance: float | None = None
 
 
+def plain(value) -> str:
+    """A value's text, the same for 20 and 20.0; lists entry by entry."""
+    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < 1e15:
+        value = int(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(plain(v) for v in value[:1000]) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return "null" if value is None else text(value, 1000)
+
+
+PLAIN = {key: plain(value) for key, value in runs.LATER.items()}  # older runs have no such keys
+
+
 def read(folder: Path, split: str) -> Reading | str:
     """The run, or why there is none: a sentence that names the folder. split: the one that decides."""
     where = text(folder.name, WHOLE)
@@ -87,7 +101,7 @@ def read(folder: Path, split: str) -> Reading | str:
     watches = "validation" if validation else "test"
     return Reading(
         run=replace(run_of(found, seed, split, where), traces=traces.of(found, watches)),
-        same={key: value for key, value in same.items() if not runs.excluded(key)},
+        same={key: v for key, v in same.items() if not runs.excluded(key) and v != PLAIN.get(key)},
         schedule=schedule,
         digest=digest,
         option=option(found, node),
@@ -155,17 +169,6 @@ def flat(node: dict, path: str = "", depth: int = 12) -> dict:
         if len(found) > 5000:
             raise UserError("it has more keys than any configuration")
     return found
-
-
-def plain(value) -> str:
-    """A value's text, the same for 20 and 20.0; lists entry by entry."""
-    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < 1e15:
-        value = int(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(plain(v) for v in value[:1000]) + "]"
-    if isinstance(value, float):
-        return repr(value)
-    return "null" if value is None else text(value, 1000)
 
 
 def option(found: Facts, node: dict) -> str:

@@ -45,7 +45,7 @@ def render(verdict: Verdict, found: Found) -> bytes:
         "body",
         el("header", parts.sentence(verdict, found.plan), parts.meta(found, verdict)),
         section("Error at equal updates", _first(verdict, found, held)),
-        section("Arms", arms and el("div", parts.arms(verdict, found.plan, held), parts.progress(arms))),
+        section("Arms", arms and el("div", *_arms(verdict, found, held))),
         section("Comparisons", parts.comparisons(verdict, found.plan, held)),
         section("While training", curves),
         section("Batch, rate and noise", settings),
@@ -56,6 +56,11 @@ def render(verdict: Verdict, found: Found) -> bytes:
         el("footer", el("p", FOOT, class_="quiet")),
     )
     return document(verdict.sentence[:120], CSS, body)
+
+
+def _arms(verdict: Verdict, found: Found, held: dict) -> tuple:
+    tables = (part(verdict, found.plan, held) for part in (parts.arms, parts.repeats))
+    return (*tables, parts.progress(list(verdict.arms)))
 
 
 def picture(verdict: Verdict, found: Found) -> bytes | None:

@@ -13,6 +13,7 @@ from adabatch.verdict.decide import SMALL
 from adabatch.verdict.folders import Found
 from adabatch.verdict.page.pens import Pen, key
 from adabatch.verdict.plan import FILE
+from adabatch.verdict.repeats import columns as of_repeats
 
 NOTES, RUNS, DECLARED = 60, 300, 8000  # notes, rows of the table of runs, characters of compare.yaml
 ARMS, PAIRS, MOST = 100, 16, 300  # rows of the table of arms; comparisons before a fold, and in all
@@ -79,6 +80,13 @@ def arms(verdict: Verdict, plan: Plan, pens: dict[str, Pen]) -> Markup:
     return el(
         "div", rows, el("p", f"{left:,} more are in report.json.", class_="quiet") if left > 0 else None
     )
+
+
+def repeats(verdict: Verdict, plan: Plan, pens: dict[str, Pen]) -> Markup | None:
+    """Least, mean and median of repeated runs, where there is a target."""
+    if not (columns := _rows(of_repeats(verdict, plan), 0, ARMS)):
+        return None
+    return grid(columns, [named(pens[name]) for name in columns[0].cells])
 
 
 TERMS = (
