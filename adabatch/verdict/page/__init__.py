@@ -33,7 +33,9 @@ def render(verdict: Verdict, found: Found) -> bytes:
     errors = [figures.errors(sheet, clock) for clock in CLOCKS]
     curves = _plots(*errors, figures.target(sheet), about=_drawn(sheet))
     settings = _plots(
-        *(figures.settings(sheet, name) for name in ("batch", "lr")), figures.stretches(sheet, "noise")
+        *(figures.settings(sheet, name) for name in ("batch", "lr")),
+        figures.stretches(sheet, "noise"),
+        figures.distance(sheet),
     )
     times = _plots(
         _against_time(sheet, verdict),
