@@ -38,7 +38,7 @@ EXCLUDED = (
     "dataset.root", "dataset.download", "dataset.cache", "dataset.workers", "dataset.ahead",
     "hardware.processes", "hardware.nodes", "hardware.phases", "hardware.parallel_runs",
     "hardware.micro_batch", "hardware.prefer", "hardware.join_timeout", "compare", "timing",
-    "rehearsal.kill_after", "rehearsal.witness", "forecast",
+    "rehearsal.kill_after", "rehearsal.witness", "forecast", "model.regime", "model.input_transform",
 )  # fmt: skip
 
 # What is measured in a row or a summary; everything else is equal between equal runs.

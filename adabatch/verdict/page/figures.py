@@ -52,7 +52,8 @@ def errors(sheet: Sheet, clock: str) -> Markup | None:
     splits = {run.traces.split for arm in sheet.drawn for run in arm.runs}
     split = splits.pop() if len(splits) == 1 else sheet.plan.split
     xs = [p.x for points in found.values() for p in points]
-    x_scale = "log" if clock == "updates" and min(xs) > 0 and max(xs) > 3 * min(xs) else "linear"
+    spread = clock == "updates" or sheet.plan.table  # arms of a table may train much longer than others
+    x_scale = "log" if spread and min(xs) > 0 and max(xs) > 3 * min(xs) else "linear"
     unit = {"epochs": "epochs", "updates": "updates", "seconds": "seconds of training"}[clock]
     chart = Chart(
         charts.axis(unit + " (logarithmic)" * (x_scale == "log"), xs, x_scale, zero=True, pad=0.02),
