@@ -40,7 +40,7 @@ def unresolved(path: str, words: str) -> UserError:
         f"{path}: this experiment trains a network as its source does, by model.regime and "
         "model.input_transform, and this model has none: take one whose YAML has them, such as "
         "model=mnist_f1, or give both with the keys that conf/model/mnist_f1.yaml explains: "
-        f"'model.regime={{epochs: 50, ...}}' ({words})"
+        "'model.regime={epochs: 50, ...}'"
     )
 
 

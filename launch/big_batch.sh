@@ -4,10 +4,10 @@
 #
 #   sh launch/big_batch.sh
 #   sh launch/big_batch.sh model=resnet model.depth=44 dataset=cifar10
-#   sh launch/big_batch.sh compare.seeds=1 epochs=1 dataset.limit=512     a look at it, in a minute or so
+#   sh launch/big_batch.sh compare.seeds=1 epochs=1 dataset.limit=512     a look at what it does
 #
 # Writes outputs/compare-... in the folder that it is started in, a folder for each run and report.html of all. Given
-# again it goes on. In full the last arm trains as many epochs as all others together, eight times over.
+# again it goes on. By default four arms train 50 epochs and the last one, which adapts the regime, 1,600.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=$root/.venv/bin/python
