@@ -54,10 +54,13 @@ def lacking(config: dict, folder: Path) -> list[str]:
         "trackers.tensorboard": ((config.get("trackers") or {}).get("tensorboard"), "tensorboard"),
     }
     found = [key for key, (wanted, name) in asked.items() if wanted and not (folder / name).exists()]
-    if set(config.get("shadow") or ()) - set((runs.Run(folder).config or {}).get("shadow") or ()):
+    before = runs.Run(folder).config or {}
+    if set(config.get("shadow") or ()) - set(before.get("shadow") or ()):
         found.append("shadow")
     if config.get("timing") and "forward" not in ((runs.Run(folder).summary or {}).get("ledger") or {}):
         found.append("timing")
+    if (config.get("log") or {}).get("distance") and not (before.get("log") or {}).get("distance"):
+        found.append("log.distance")
     return found
 
 

@@ -8,7 +8,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adabatch import config, mistakes
+from adabatch import config, mistakes, plan
+from adabatch.compare import tabulated
 from adabatch.compare.arms import Arm, key_of
 from adabatch.compare.asked import Asked, asked
 from adabatch.compare.making import Maker
@@ -108,6 +109,9 @@ class Composed:
 
     def arms(self) -> tuple[list[Arm], list[str]]:
         """The arms, and what is to be said of them."""
+        if self.asked.table:
+            samples = plan.samples_of(self.config["dataset"])
+            return tabulated.arms(self.asked, self.arguments, samples, self.compose)
         known = sorted({*self.options("arm"), *self.options("schedule")})
         ours = (self.compose, self.schema, self.load)
         return Maker(self.config, self.option, self.typed, self.asked, *ours, known).all()

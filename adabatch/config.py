@@ -149,7 +149,7 @@ def plain(tree: DictConfig, resolve: bool = True) -> dict:
         return OmegaConf.to_container(ours, resolve=resolve, throw_on_missing=resolve)
     except OmegaConfBaseException as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"{error.full_key or 'the configuration'}: {first}") from error
+        raise sanity.unresolved(error.full_key or "the configuration", first) from error
 
 
 def check(config: DictConfig, overrides, known: dict, choices: dict | None = None) -> Checked:
@@ -241,9 +241,8 @@ def one_comparison(root: DictConfig) -> None:
     """UserError where keys of a comparison are given and none is made, or one without a multirun."""
     if str(root.hydra.sweeper._target_).endswith(".CompareSweeper"):
         if root.hydra.mode != RunMode.MULTIRUN and not root.compare.arm:
-            raise UserError(
-                "experiment=compare runs every arm with several seeds: adabatch -m experiment=compare ..."
-            )
+            name = f"experiment={root.hydra.runtime.choices.get('experiment')}"
+            raise UserError(f"{name} runs every arm with several seeds: adabatch -m {name} ...")
         return
     given = next((o for o in typed_lines(root.hydra) if o.lstrip("+~").startswith("compare.")), None)
     if given and not root.compare.arm:

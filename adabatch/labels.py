@@ -6,6 +6,7 @@ from pathlib import Path
 
 # What the runs of one comparison share, of the keys that change what is computed; the rest is the arm.
 SHARED = ("model", "dataset", "epochs", "optimizer", "loss", "label_smoothing", "clip_norm", "ema")
+TOLD = ("regime", "input_transform")  # keys of the model that experiments read, and it does not
 PLACES = ("root", "download", "cache", "workers", "ahead")  # keys of the data set that change nothing
 DECLARED = "compare.yaml"
 LONGEST = 64  # characters of a tag in W&B
@@ -21,6 +22,8 @@ def comparison(config: dict, folder: Path) -> str:
     shared = {key: config.get(key) for key in SHARED}
     if isinstance(shared["dataset"], dict):
         shared["dataset"] = {k: v for k, v in shared["dataset"].items() if k not in PLACES}
+    if isinstance(shared["model"], dict):
+        shared["model"] = {k: v for k, v in shared["model"].items() if k not in TOLD}
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:6]
     options = config.get("options") if isinstance(config.get("options"), dict) else {}
     named = [options[key] for key in ("model", "dataset") if isinstance(options.get(key), str)]

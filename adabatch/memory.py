@@ -72,7 +72,7 @@ def depends_on(step, config: dict, classes: int, largest: int) -> dict:
     x, _ = step.stream.batch(0, 1)
     gpu = hardware.device.type == "cuda"
     found = dict(
-        model=config["model"],
+        model={k: v for k, v in config["model"].items() if k not in ("regime", "input_transform")},
         loss=config["loss"],
         layout=hashlib.sha256(json.dumps(step.flat.layout).encode()).hexdigest()[:16],
         shape=list(x.shape[1:]),

@@ -94,6 +94,9 @@ class Profile:
         return found if found is not None and found > 0 else None
 
 
+OTHERWISE = ("base_lr", "init_from", "regime", "input_transform")  # keys of a model that cost no time
+
+
 def configured(config: dict) -> dict:
     """What of a resolved configuration the time of a step depends on, beside the batch: known without
     torch."""
@@ -108,7 +111,7 @@ def configured(config: dict) -> dict:
         "reduction",
     )
     found = {
-        "model": {k: v for k, v in model.items() if k not in ("base_lr", "init_from")},
+        "model": {k: v for k, v in model.items() if k not in OTHERWISE},
         "dataset": {k: data.get(k) for k in ("_target_", "size", "augment")},
         "hardware": {k: hardware.get(k) for k in kept},
         "optimizer": config["optimizer"]["_target_"],

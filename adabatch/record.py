@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from adabatch import __version__, checkpoint, evaluation, layers, throughput, trackers
+from adabatch import __version__, checkpoint, distance, evaluation, layers, throughput, trackers
 from adabatch.agreement import agree
 from adabatch.build import Parts
 from adabatch.console import Progress
@@ -54,6 +54,8 @@ class Record:
         self.fetched_at = self.saved_at = ledger.clock()
         self.model, self.samples = parts.step.model, parts.schedule.samples
         self.micro_batch, self.writer = None, checkpoint.Writer()  # micro_batch: that rows were last told of
+        asked = self.writes and config["log"].get("distance")
+        self.distance = distance.Distance(parts.step.flat, asked)
         if not self.writes:
             self.trackers = trackers.Silent()
             return
@@ -158,7 +160,7 @@ class Record:
             row["lr_applied"] = self.horizons(setting)["lr"]
         if result.group:
             row["noise_group"] = result.group
-        self.pending.append(row | figures | ({"skipped": skipped} if skipped else {}))
+        self.pending.append(row | figures | self.distance() | ({"skipped": skipped} if skipped else {}))
         if (now := self.parts.step.micro_batch) != self.micro_batch:
             self.fetch()
             change = {"changes": {"micro_batch": [self.micro_batch, now]}, "rule": "out of memory"}
@@ -176,6 +178,7 @@ class Record:
             losses = torch.stack([row["train_loss"] for row in rows]).tolist()
             counted = rows[0]["train_error"] is not None
             wrong = torch.stack([row["train_error"] for row in rows]).tolist() if counted else None
+            distance.fetch(rows)
         for i, row in enumerate(rows):
             row["train_loss"] = losses[i] / row["batch_size"]
             row["train_error"] = wrong[i] / row["batch_size"] if wrong else None

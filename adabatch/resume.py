@@ -6,7 +6,7 @@ import os
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from adabatch import checkpoint, memory, plan, runs
+from adabatch import checkpoint, distance, memory, plan, runs
 from adabatch.errors import UserError
 from adabatch.ledger import NOT_TRAINING
 from adabatch.record import in_last_epoch, made_by
@@ -77,6 +77,7 @@ def restore(run, state: dict, made_by: dict) -> None:
     run.ledger.earlier = state["wall"] + redone
     run.seconds = run.ledger.training()
     run.trackers.resume(run.position, state["rows"])
+    distance.warn_of_a_late_start(run)
 
 
 def micro_batch(parts, state: dict) -> int:

@@ -32,6 +32,18 @@ class Values:
             raise UserError(f"{path} is one of {words}, got {value!r}.{suggest(value, allowed)}")
 
 
+def unresolved(path: str, words: str) -> UserError:
+    """For a value that refers to one that is not there. words: OmegaConf's."""
+    if "model.regime" not in words and "model.input_transform" not in words:
+        return UserError(f"{path}: {words}")
+    return UserError(
+        f"{path}: this experiment trains a network as its source does, by model.regime and "
+        "model.input_transform, and this model has none: take one whose YAML has them, such as "
+        "model=mnist_f1, or give both with the keys that conf/model/mnist_f1.yaml explains: "
+        "'model.regime={epochs: 50, ...}'"
+    )
+
+
 def sane(config: dict) -> None:
     """UserError for the first value that no run can work with. The parts check their own arguments when they
     are built; what is asked here is what can be asked without torch."""

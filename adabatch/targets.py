@@ -17,7 +17,7 @@ from adabatch.errors import UserError, suggest
 # Keys that our code reads itself and does not pass to the target, by node. They hold for every option.
 GENERIC = {
     "dataset": tuple("samples test_samples classes limit validation size mean std augment".split()),
-    "model": ("base_lr", "init_from", "name"),
+    "model": ("base_lr", "init_from", "name", "regime", "input_transform"),
     "optimizer": ("decay_norm_and_bias", "bias_lr"),
     "schedule": ("hold", "run"),
 }

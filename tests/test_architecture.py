@@ -27,7 +27,7 @@ LAYERS = [
     "plan outcome shadow sampler requeue onlookers",
     "sanity claim audit",
     "build config figures",
-    "agreement mistakes",
+    "agreement mistakes distance",
     "commandline verdict",
     "compare",
     "composed",

@@ -9,6 +9,8 @@ import pytest
 from adabatch import config, mistakes, targets
 from adabatch.errors import UserError
 
+EVERY_MODEL = {"init_from": None, "base_lr": 0.05, "regime": None, "input_transform": None}
+
 
 def checked(*overrides, config_dir=None) -> config.Checked:
     """The check as the command line does it, errors as the command line words them."""
@@ -205,7 +207,7 @@ def test_an_option_of_ones_own_is_its_own_schema(tmp_path, mine):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "special.yaml").write_text("_target_: mine_own.Net\nwidth: 5\n")
     found = checked("model=special", "model.width=6", config_dir=str(tmp_path)).config["model"]
-    assert found == {"_target_": "mine_own.Net", "width": 6, "init_from": None, "base_lr": 0.05}
+    assert found == {"_target_": "mine_own.Net", "width": 6, **EVERY_MODEL}
     assert "Did you mean 'model.width'" in refused("model=special", "model.widht=6", config_dir=str(tmp_path))
 
 
@@ -214,8 +216,7 @@ def test_a_model_of_ones_own(mine):
     assert found.config["model"] == {
         "_target_": "mine_own.Net",
         "width": 3,
-        "init_from": None,
-        "base_lr": 0.05,
+        **EVERY_MODEL,
     }
     (note,) = found.notes
     assert "mine_own.Net does not take" in note and "norm" in note and "model=convnet" in note
@@ -227,7 +228,7 @@ def test_a_model_of_ones_own(mine):
 
 def test_keys_left_over_go_but_typed_ones_reach_an_open_signature(mine):
     found = checked("model._target_=mine_own.Open", "+model.anything=1").config["model"]
-    assert found == {"_target_": "mine_own.Open", "anything": 1, "init_from": None, "base_lr": 0.05}
+    assert found == {"_target_": "mine_own.Open", "anything": 1, **EVERY_MODEL}
 
 
 def test_the_name_of_a_replaced_model_goes_unless_the_new_one_takes_it(mine):

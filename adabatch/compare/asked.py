@@ -19,7 +19,8 @@ COMMON = {  # keys of a schedule that the comparison sets in every arm: what an 
 class Asked:
     """delta: percentage points. looks: runs of each arm at which a verdict is given. seeds: runs of each arm
     now. target: an error rate. adaptive: names of arms. arms: names, or dictionaries with KEYS. ladder: ratio
-    of two fixed batches. order: seed of the order within blocks. retry: states of runs to be tried again."""
+    of two fixed batches. order: seed of the order within blocks. retry: states of runs to be tried again.
+    table: arms that are shown and not compared (`tabulated.py`)."""
 
     delta: float
     looks: tuple[int, ...]
@@ -32,6 +33,7 @@ class Asked:
     tuning_seed: int
     order: int
     retry: tuple[str, ...]
+    table: bool = False
 
 
 def asked(node: dict, schedule: str) -> Asked:
@@ -59,18 +61,23 @@ def asked(node: dict, schedule: str) -> Asked:
             )
     if not isinstance(node["tune_lr"], bool):
         raise UserError(f"compare.tune_lr is true or false, got {node['tune_lr']!r}")
+    if not isinstance(table := node.get("table", False), bool):
+        raise UserError(f"compare.table is true or false, got {table!r}")
+    if table and (wrong := next((key for key in ("tune_lr", "adaptive") if node[key]), None)):
+        raise UserError(f"compare.{wrong} is for a comparison, and this is a table of arms: leave it out")
     return Asked(
         delta=ours(bounded, node, "delta", 1.0, 0.001, 50),
         looks=looks,
         seeds=seeds,
         target=None if node["target"] is None else ours(bounded, node, "target", 0, 0, 1),
         adaptive=tuple(names("adaptive", node["adaptive"])) or (schedule,),
-        arms=tuple(listed(node["arms"])),
+        arms=tuple(listed(node["arms"], table)),
         ladder=ladder,
         tune_lr=node["tune_lr"],
         tuning_seed=tuning_seed,
         order=whole("order", node["order"], 0),
         retry=retry,
+        table=table,
     )
 
 
@@ -98,9 +105,10 @@ def names(name: str, value) -> list[str]:
     return value
 
 
-def listed(value) -> list:
-    """The arms: names, or dictionaries of their own."""
-    rule = f"compare.arms is a list of names and of {{name: ..., overrides: [...]}}, got {value!r}"
+def listed(value, table: bool = False) -> list:
+    """The arms: names, or dictionaries of their own; of a table only these."""
+    names = "" if table else "names and of "
+    rule = f"compare.arms is a list of {names}{{name: ..., overrides: [...]}}, got {value!r}"
     value = [value] if isinstance(value, (str, dict)) else value
     if not isinstance(value, list) or not value:
         raise UserError(rule)
@@ -110,30 +118,33 @@ def listed(value) -> list:
                 raise UserError(
                     f"an arm's name is 1 to 40 letters, digits, spaces and -_.=+, got {entry.get('name')!r}"
                 )
-            described(entry, "compare.arms")
-        elif not isinstance(entry, str):
+            described(entry, "compare.arms", table)
+        elif table or not isinstance(entry, str):
             raise UserError(rule)
     return value
 
 
-def described(entry: dict, where: str) -> None:
-    """UserError unless the keys are an arm's. where: for the message."""
+def described(entry: dict, where: str, table: bool = False) -> None:
+    """UserError unless the keys are an arm's. where: for the message. table: of one, whose overrides may
+    be of any keys."""
+    known = KEYS[:2] if table else KEYS
     for key in entry:
-        if key not in KEYS:
+        if key not in known:
             raise UserError(
-                f"{where}: an arm has the keys {', '.join(KEYS)}, got {key!r}.{suggest(key, KEYS)}"
+                f"{where}: an arm has the keys {', '.join(known)}, got {key!r}.{suggest(key, known)}"
             )
     if bool(entry.get("control")) == bool(entry.get("overrides")):
         got = "both" if entry.get("control") else "neither"
         raise UserError(
             f"{where}: an arm has overrides, or control and of, got {got} for {entry.get('name', 'it')}"
         )
-    lines = entry.get("overrides", [])
+    lines, form = entry.get("overrides", []), "schedule=NAME and schedule.KEY=VALUE"
+    form = "KEY=VALUE" if table else form
     if not isinstance(lines, list) or not all(isinstance(line, str) and "=" in line for line in lines):
         raise UserError(
-            f"{where}: overrides is a list of schedule=NAME and schedule.KEY=VALUE, got {lines!r}"
+            f"{where}: overrides is a list of {form}, got {lines!r}"
         )
-    for line in lines:
+    for line in () if table else lines:
         key = line.lstrip("+~").partition("=")[0]
         if key != "schedule" and not key.startswith("schedule."):
             raise UserError(

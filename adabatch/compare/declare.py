@@ -14,12 +14,14 @@ EXTENSIONS = 3  # how often the search goes on at an edge
 
 
 def content(asked: Asked, arms: list[Arm], samples: int) -> dict:
-    """What is declared. samples: that each run trains."""
+    """What is declared. samples: that each run trains, but for a table, whose arms may differ in that."""
     found = {
         "delta": asked.delta, "r0": Plan.r0, "alpha": Plan.alpha, "looks": list(asked.looks),
         "metric": METRIC, "split": "test", "samples": samples, "target": asked.target, "tuned": asked.tune_lr,
         "arms": [entry(arm) for arm in arms], "order": asked.order,
     }  # fmt: skip
+    if asked.table:
+        found |= {"table": True, "samples": None}
     if asked.tune_lr:
         found["tuning"] = {
             "multipliers": list(MULTIPLIERS), "square_root_rule": True, "extensions": EXTENSIONS,

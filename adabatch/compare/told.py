@@ -35,15 +35,17 @@ def table(arms: list[Arm], notes: list[str], multipliers: dict[str, float], head
 
 
 def cost(arms: list[Arm], asked: Asked, samples: int, done: int, tuning: int) -> list[str]:
-    """Runs, updates and samples in all. tuning: runs of the search, at least."""
+    """Runs, updates and samples in all. samples: of a run that replays another. tuning: runs of the search,
+    at least."""
     pairs = [updates(arm, arms) for arm in arms]
     total = (asked.seeds * sum(p[0] for p in pairs), asked.seeds * sum(p[1] for p in pairs))
     runs = asked.seeds * len(arms)
-    looks = ", ".join(map(str, asked.looks))
+    looks = "" if asked.table else f" (looks at {', '.join(map(str, asked.looks))})"
+    every = asked.seeds * sum(arm.schedule.budget if arm.schedule else samples for arm in arms)
     text = (
-        f"{runs} runs: {len(arms)} arms x {asked.seeds} seeds (looks at {looks}), {number(total)} updates, "
+        f"{runs} runs: {len(arms)} arms x {asked.seeds} seeds{looks}, {number(total)} updates, "
     )
-    text += f"{runs * samples:,} samples"
+    text += f"{every:,} samples"
     lines = [text + (f"; {done} finished already" if done else "")]
     if tuning:
         lines.append(

@@ -22,5 +22,5 @@ def write_run(folder: Path) -> None:
     """
     run = facts.read(Path(folder))
     panels = series.panels(run)
-    runs.write_bytes(run.folder / "curves.png", png.draw(panels, f"{run.title}: {run.command()}"))
+    runs.write_bytes(run.folder / "curves.png", png.draw(panels[:4], f"{run.title}: {run.command()}"))
     runs.write_bytes(run.folder / "report.html", page.render(run, panels))

@@ -8,7 +8,7 @@ from adabatch.files import number
 from adabatch.report import facts, svg
 from adabatch.report.facts import Facts, text
 from adabatch.report.markup import Markup, el, table
-from adabatch.report.series import Panel
+from adabatch.report.series import UPDATES, Panel
 from adabatch.report.words import duration, figure, fixed, percent, plain, short
 
 MOST = 60  # rows of any table
@@ -84,7 +84,7 @@ def device(run: Facts) -> str | None:
 
 
 def curves(run: Facts, panels: list[Panel]) -> Markup:
-    """The four plots, each with what to see in it and how it was thinned."""
+    """The plots, each with what to see in it and how it was thinned."""
     figures = []
     for panel in panels:
         scale = {"linear": "", "log": ", logarithmic axis", "log2": ", axis in powers of two"}[panel.scale]
@@ -103,6 +103,8 @@ def see(panel: Panel) -> str:
     if panel.name in ("Batch size", "Learning rate"):
         return _setting_seen(panel) + marks
     said = []
+    if panel.across == UPDATES:
+        return _distance_seen(panel)
     for line in panel.lines:
         values = [v for _e, v in line.points]
         unit = f" {panel.unit}" if panel.unit else ""
@@ -116,6 +118,13 @@ def see(panel: Panel) -> str:
             lowest = f"{values[low]:.4g}{unit} at epoch {line.points[low][0]:.4g}"
             said.append(f"Lowest on {line.label}: {lowest}; at the end {values[-1]:.4g}{unit}.")
     return " ".join(said) + marks
+
+
+def _distance_seen(panel: Panel) -> str:
+    (first, low), (last, high) = panel.lines[0].points[0], panel.lines[0].points[-1]
+    ends = f"{low:.3g} after update {10**first:,.0f}, {high:.3g} after update {10**last:,.0f}."
+    said = "||w_t - w_0|| over all trainable parameters. A straight line is growth with log t"
+    return f"{said} (Hoffer et al. 2017). {ends}"
 
 
 def _setting_seen(panel: Panel) -> str:

@@ -1,4 +1,5 @@
-"""The four panels of a run (loss, error, batch size, learning rate over epochs) as numbers.
+"""The four panels of a run (loss, error, batch size, learning rate over epochs) as numbers, and a fifth of
+the distance of its weights from their first ones where it was logged.
 
 Thinning never invents and is always said: up to ROWS logged rows are drawn one by one; more are averaged in
 BINS equal stretches of the run, weighted by batch size (a row's loss is a mean over its batch), and a band
@@ -12,6 +13,7 @@ from adabatch.files import number
 from adabatch.report.facts import Facts, pair
 
 ROWS, BINS, STEPS = 200, 150, 1500
+UPDATES, PER_DECADE = "updates, logarithmic", 20  # an axis; stretches of a factor of ten of it
 MARKS = 16  # more changes of batch than this are not marked one by one: the lines would hide the curves
 
 # Okabe and Ito's colours, told apart with any colour vision; lines differ in dashes and markers too.
@@ -39,15 +41,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. unit is "" or "%" (values are then percentages); scale is "linear", "log" or "log2"."""
+    """One plot. unit is "" or "%" (values are then percentages); scale is "linear", "log" or "log2". across:
+    what x is, epochs, or UPDATES, whose logarithm to base 10 it is then."""
 
     name: str
     unit: str
     scale: str
     lines: list[Line]
     marks: list[float]  # epochs at which the batch size changed
-    end: float  # the x axis reaches from 0 to here, in epochs
+    end: float  # the x axis reaches from 0 to here
     notes: list[str]  # how the points were thinned, what is left out
+    across: str = "epochs"
 
     @property
     def empty(self) -> bool:
@@ -55,7 +59,8 @@ class Panel:
 
 
 def panels(run: Facts) -> list[Panel]:
-    """Loss, error, batch size, learning rate, in this order; one without points is there too (`empty`)."""
+    """Loss, error, batch size, learning rate, in this order; one without points is there too (`empty`). After
+    them the distance of the weights, where it was logged."""
     epochs = [e for r in (*run.train, *run.evals) if (e := number(r.get("epoch"))) is not None and e >= 0]
     end = max(epochs, default=0) or 1.0
     marks = sorted({e for e in map(changed_batch, run.changes) if e is not None and 0 <= e <= end})
@@ -66,7 +71,31 @@ def panels(run: Facts) -> list[Panel]:
         _measured(run, "Error", "%", "train_error", "eval_error", 100, marks, end, notes),
         _settings(run, "Batch size", "batch_size", marks, end, notes),
         _settings(run, "Learning rate", "lr", marks, end, notes),
+        *filter(None, [distance(run)]),
     ]
+
+
+def distance(run: Facts) -> Panel | None:
+    """||w_t - w_0|| against log t, t in updates, as Hoffer, Hubara and Soudry 2017 (arXiv 1705.08741) draw
+    it; None where no row has it."""
+    points = travelled(run.train)
+    if not points:
+        return None
+    end = points[-1][0] or 1.0
+    notes = [f"the last row of each {PER_DECADE}th of a decade"] if len(points) < len(run.train) else []
+    lines = [Line("training", BLUE, points, dots=len(points) <= 60)]
+    return Panel("Weight distance", "", "linear", lines, [], end, notes, UPDATES)
+
+
+def travelled(rows: list[dict], decade: int = PER_DECADE) -> list[tuple[float, float]]:
+    """[(log10 of the updates, distance)] of training rows that have one: the last row of each of `decade`
+    stretches in a factor of ten."""
+    kept: dict[int, tuple[float, float]] = {}
+    for row in rows:
+        step, value = number(row.get("step")), number(row.get("distance"))
+        if step is not None and 1 <= step <= 1e15 and value is not None and value >= 0:
+            kept[round(decade * math.log10(step))] = (math.log10(step), value)
+    return sorted(kept.values())
 
 
 def changed_batch(change: dict) -> float | None:

@@ -3,7 +3,7 @@
 import math
 
 from adabatch.report.markup import Markup, el
-from adabatch.report.series import Line, Panel
+from adabatch.report.series import UPDATES, Line, Panel
 
 WIDTH, HEIGHT = 480, 250  # of the view box; the page scales it, down to a width of about 360 px
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 36
@@ -21,8 +21,8 @@ def picture(panel: Panel, **placed) -> Markup:
     low, high = limits(panel)
     end = panel.end * 1.01
 
-    def x(epoch: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * epoch / end
+    def x(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * value / end
 
     def y(value: float) -> float:
         if panel.scale == "linear":
@@ -37,9 +37,9 @@ def picture(panel: Panel, **placed) -> Markup:
             el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=_(y(tick)), y2=_(y(tick)), class_="grid"),
             el("text", tick_label(tick), x=LEFT - 7, y=_(y(tick) + 4.5), text_anchor="end"),
         ]
-    for tick in ticks(0, panel.end):
-        parts.append(el("text", tick_label(tick), x=_(x(tick)), y=HEIGHT - BOTTOM + 17, text_anchor="middle"))
-    parts.append(el("text", "epochs", x=WIDTH - RIGHT, y=HEIGHT - 2, text_anchor="end"))
+    for tick, label in along(panel):
+        parts.append(el("text", label, x=_(x(tick)), y=HEIGHT - BOTTOM + 17, text_anchor="middle"))
+    parts.append(el("text", panel.across, x=WIDTH - RIGHT, y=HEIGHT - 2, text_anchor="end"))
     for mark in panel.marks:
         parts.append(el("line", x1=_(x(mark)), x2=_(x(mark)), y1=TOP, y2=HEIGHT - BOTTOM, class_="mark"))
     parts.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
@@ -50,7 +50,7 @@ def picture(panel: Panel, **placed) -> Markup:
         *parts,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
-        aria_label=f"{panel.name} over epochs, {', '.join(line.label for line in panel.lines)}",
+        aria_label=f"{panel.name} over {panel.across}, {', '.join(line.label for line in panel.lines)}",
         **placed,
     )
 
@@ -138,6 +138,13 @@ def limits(panel: Panel) -> tuple[float, float]:
         return low / 1.25, high * 1.25
     margin = (high / low) ** 0.05
     return low / margin, high * margin
+
+
+def along(panel: Panel) -> list[tuple[float, str]]:
+    """(x, label) along the x axis; of updates whose logarithm is drawn, the powers of ten."""
+    if panel.across == UPDATES:
+        return [(float(k), tick_label(10.0**k)) for k in range(math.floor(panel.end) + 1)]
+    return [(tick, tick_label(tick)) for tick in ticks(0, panel.end)]
 
 
 def ticks(low: float, high: float, scale: str = "linear", about: int = 6) -> list[float]:

@@ -26,7 +26,7 @@ def settings(config: dict) -> dict:
     while waiting:
         name, value = waiting.pop(0)
         if isinstance(value, dict):
-            waiting += [(f"{name}.{key}", inner) for key, inner in value.items()]
+            waiting += [(f"{name}.{key}", inner) for key, inner in value.items() if key not in labels.TOLD]
         elif "." in name:
             found[name] = value
     return {key: value for key, value in found.items() if isinstance(value, (bool, int, float, str))}

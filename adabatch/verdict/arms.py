@@ -51,13 +51,15 @@ class Run:
 class Arm:
     """One schedule. adaptive: its class; None: neither, it is shown beside them and held against nobody.
     outside: None, or why it is in no comparison (another budget, nothing to replay). partial: None, or why
-    seeds that it lacks are not to come: it is a rival with those that it has, and no candidate."""
+    seeds that it lacks are not to come: it is a rival with those that it has, and no candidate. budget: of a
+    table's, how many times the samples of most runs it trained, where these are others."""
 
     name: str
     adaptive: bool | None
     runs: tuple[Run, ...]
     outside: str | None = None
     partial: str | None = None
+    budget: float | None = None
 
     @property
     def counted(self) -> dict[int, Run]:
@@ -114,7 +116,8 @@ class Plan:
     declared: what was said of each, where every one has a name.
     chosen: there is a validation split to choose on. remark: how this differs from what was declared.
     assumed: the looks are the defaults, neither declared nor named with the command. chance: the error of
-    guessing, of classes that are equally frequent."""
+    guessing, of classes that are equally frequent. table: the arms are shown side by side and differ in more
+    than their schedule, so that there is no verdict on them."""
 
     delta: float = 0.01
     r0: float = 1.05
@@ -131,6 +134,7 @@ class Plan:
     remark: str | None = None
     assumed: bool = False
     chance: float | None = None
+    table: bool = False
 
     @property
     def named(self) -> dict[str, Declared]:
@@ -189,7 +193,8 @@ def limits(estimate: Estimate, level: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """decision: adaptive, fixed, undecided, interim or "not resolvable". seeds: how many would decide."""
+    """decision: adaptive, fixed, undecided, interim, "not resolvable" or table. seeds: how many would
+    decide."""
 
     decision: str
     sentence: str

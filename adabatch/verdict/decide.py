@@ -28,6 +28,8 @@ def decide(arms: list[Arm], plan: Plan, pending: int = 0) -> Verdict:
     base = Verdict("interim", "", tuple(kept), tuple(made), notes=tuple(notes + left + untimed))
     if why := unready(arms, present, plan, pending):
         return replace(base, sentence=f"interim, no verdict: {why}")
+    if plan.table:
+        return replace(base, decision="table", sentence=words.tabulated(len(kept)))
     if why := one_sided(kept, inside):
         return replace(base, decision="undecided", sentence=f"undecided: {why}")
     base = replace(base, notes=(*base.notes, *remarks(made, plan), *unmatched(inside, plan)))
@@ -140,7 +142,7 @@ def unready(arms: list[Arm], inside: list[Arm], plan: Plan, pending: int) -> str
     if pending and not arms:
         return unread
     for kind, name in CLASSES.items():
-        if not any(arm.adaptive is kind for arm in arms):
+        if not plan.table and not any(arm.adaptive is kind for arm in arms):
             return f"no {name} arm was run"
     if absent := missing(arms, plan):
         return f"{plan.arms - absent} of the {plan.arms} declared arms have begun"
@@ -155,7 +157,7 @@ def unready(arms: list[Arm], inside: list[Arm], plan: Plan, pending: int) -> str
             shown = ", ".join(map(str, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
             return f"{arm.name} lacks seed {shown}, which other arms have"
     n = len(seeds)
-    if n in plan.looks or not inside:
+    if n in plan.looks or not inside or plan.table:
         return None
     later = [look for look in plan.looks if look > n]
     listed = words.listed(plan.looks)

@@ -51,7 +51,10 @@ def look(named: list[str], given: dict, read=read) -> Found:
     tuning += [path for path, note in zip(paths, read_in) if isinstance(note, str) and note.endswith(TUNED)]
     others = [note for note in others if not note.endswith(TUNED)]
     readings, strangers = of_the_plan(readings, plan)
-    alike(readings)
+    if plan.table:
+        tabulated(readings)
+    else:
+        alike(readings)
     notes = others + strangers + plans.late(declared, given)
     notes += [note for reading in readings for note in reading.notes]
     if tuning:
@@ -78,11 +81,17 @@ def common(paths: list[Path]) -> Path:
     return Path(*whole[0].parts[:depth])
 
 
-def alike(readings: list[Reading]) -> None:
-    """UserError: runs that differ in more than schedule, seed and hardware."""
-    if not readings:
-        return
-    keys = sorted({key for reading in readings for key in reading.same})
+def tabulated(readings: list[Reading]) -> None:
+    """UserError: runs of an arm that differ, or arms that saw other data."""
+    for name in sorted({reading.arm for reading in readings if reading.arm}):
+        alike([reading for reading in readings if reading.arm == name])
+    alike(readings, "dataset.")
+
+
+def alike(readings: list[Reading], within: str = "") -> None:
+    """UserError: runs that differ in more than schedule, seed and hardware. within: what such keys begin
+    with."""
+    keys = sorted({key for reading in readings for key in reading.same if key.startswith(within)})
     for key in keys:
         values = {}
         for reading in readings:
@@ -134,6 +143,8 @@ def arms_of(readings: list[Reading], plan: Plan) -> tuple[list[Arm], list[str], 
         return of_its_kind, *reversed(sizes(group)), group[0].option, group[0].digest
 
     listed = sorted(groups.values(), key=place)
+    if plan.table:  # as they were declared
+        listed.sort(key=lambda group: list(plan.named).index(group[0].arm))
     budget, arms = budget_of(listed, plan), []
     for name, group in zip(names(listed), listed):
         chosen, twice = once(group)
@@ -141,6 +152,9 @@ def arms_of(readings: list[Reading], plan: Plan) -> tuple[list[Arm], list[str], 
             notes.append(f"{name}: left out as a seed that another run has: {twice}")
         notes += mixed(name, chosen)
         made = [timed(reading, plan) for reading in chosen]
+        if plan.table:
+            arms.append(Arm(name, None, tuple(made), budget=share(group, budget)))
+            continue
         arms.append(Arm(name, kind(group), tuple(made), outside(group, budget)))
     return arms, notes, budget
 
@@ -245,6 +259,12 @@ def outside(group: list[Reading], budget: int | None) -> str | None:
     if wrong == budget:
         return None
     return f"it trained {wrong or 0:,} samples where the comparison has {budget or 0:,}"
+
+
+def share(group: list[Reading], budget: int | None) -> float | None:
+    """How many times the samples of most runs an arm of a table trained; None where it is as many."""
+    found = next((r.samples for r in group if r.run.counted and r.samples != budget), None)
+    return found / budget if found and budget else None
 
 
 def timed(reading: Reading, plan: Plan) -> Run:

@@ -21,6 +21,8 @@ def settings(plan: Plan) -> str:
     """The margins in a line."""
     each = f"{plan.alpha:g} / {len(plan.looks)} a look" if len(plan.looks) > 1 else f"{plan.alpha:g}"
     looks = ", ".join(map(str, plan.looks))
+    if plan.table:
+        return f"errors on {plan.evaluated or 0:,} {plan.split} samples"
     sizes = f"{plan.evaluated:,} {plan.split} samples" if plan.evaluated else f"the {plan.split} split"
     return (
         f"margin {100 * plan.delta:.3g} pp, faster means {plan.r0:g}x, alpha {each}, looks at {looks} runs "
@@ -34,13 +36,19 @@ CAVEAT = (
     "updates takes the same time: an adaptive batch wins by a lower error at equal updates."
 )
 SCOPE = "This holds for this device, this evaluation set and this budget of samples."
+TABLED = "Arms that differ in more than their schedule, and may in how many samples they train, side by side."
+
+
+def caveats(plan: Plan) -> tuple[str, str]:
+    """What a reader of the figures must know."""
+    return (TABLED, "Nothing is decided of them.") if plan.table else (CAVEAT, SCOPE)
 
 
 def text(verdict: Verdict, plan: Plan, notes: list[str], width: int) -> str:
     """For a terminal of this width."""
     blocks = [wrapped(verdict.sentence, width)]
     if verdict.arms:
-        blocks.append([*wrapped(f"{CAVEAT} {SCOPE}", width), *wrapped(settings(plan), width)])
+        blocks.append([*wrapped(" ".join(caveats(plan)), width), *wrapped(settings(plan), width)])
         blocks.append(table.grid(table.arms(verdict, plan), width))
     if columns := repeats.columns(verdict, plan):
         blocks.append(table.grid(columns, width))
@@ -60,7 +68,8 @@ def wrapped(line: str, width: int) -> list[str]:
 
 
 def markdown(verdict: Verdict, plan: Plan, notes: list[str]) -> str:
-    blocks = [f"**{_markdown(verdict.sentence)}**", _markdown(f"{CAVEAT} {SCOPE} Here: {settings(plan)}.")]
+    about = f"{' '.join(caveats(plan))} Here: {settings(plan)}."
+    blocks = [f"**{_markdown(verdict.sentence)}**", _markdown(about)]
     for columns in tables(verdict, plan):
         if columns and columns[0].cells:
             rows = [[_markdown(x) for x in row] for row in zip(*([c.heading, *c.cells] for c in columns))]
@@ -77,7 +86,7 @@ def _markdown(value: str) -> str:
 
 def latex(verdict: Verdict, plan: Plan, notes: list[str]) -> str:
     """Two tabulars (booktabs), with the sentence and the notes as comments around them."""
-    blocks = [f"% {_latex(line)}" for line in (verdict.sentence, CAVEAT, SCOPE)]
+    blocks = [f"% {_latex(line)}" for line in (verdict.sentence, *caveats(plan))]
     for columns in tables(verdict, plan):
         if columns and columns[0].cells:
             rows = [
@@ -139,7 +148,7 @@ def arm_json(arm: Arm) -> dict:
     made = {
         "arm": arm.name, "class": CLASSES.get(arm.adaptive, "neither"), "runs": len(arm.runs),
         "finished": len(found), "diverged": arm.diverged, "out_of_memory": arm.infeasible,
-        "left_out": arm.outside, "seeds": [run.seed for run in arm.runs],
+        "left_out": arm.outside, "budget_ratio": arm.budget, "seeds": [run.seed for run in arm.runs],
         "states": [run.state for run in arm.runs], "folders": [run.folder for run in arm.runs],
         "errors": [run.error for run in arm.runs], "train_seconds": [run.seconds for run in arm.runs],
     }  # fmt: skip
@@ -180,7 +189,7 @@ def as_json(verdict: Verdict, plan: Plan, notes: list[str]) -> dict:
             for arm in verdict.arms
         ],
         "comparisons": [c.json(plan) for c in verdict.comparisons],
-        "notes": [*verdict.notes, *notes], "caveats": [CAVEAT, SCOPE],
+        "notes": [*verdict.notes, *notes], "caveats": list(caveats(plan)),
     }  # fmt: skip
 
 

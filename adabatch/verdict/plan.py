@@ -76,6 +76,7 @@ def checked(content: dict) -> Plan:
         declared=described(arms or ()),
         samples=None if content.get("samples") is None else int(bounded(content, "samples", 0, 1, 1e15)),
         target=None if content.get("target") is None else bounded(content, "target", 0, 0, 1),
+        table=content.get("table") is True,
     )
 
 

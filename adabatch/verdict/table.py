@@ -70,6 +70,8 @@ def remark(arm: Arm, winner: str | None, plan: Plan) -> str:
         return "unfinished"
     if arm.name == winner:
         return "wins"
+    if plan.table:
+        return "" if arm.budget is None else f"{arm.budget:.4g} times the samples"
     said = plan.named.get(arm.name)
     aside = "; neither class" if arm.adaptive is None else ""
     return f"control of {said.of}{aside}" if said and said.control and said.of else aside[2:]

@@ -11,6 +11,7 @@ from adabatch.report import series
 from adabatch.report.facts import Facts, text
 
 EVALUATIONS, STEPS, BINS = 400, 120, 40  # points of a run: of its error, of its settings, of what is averaged
+DECADE = 10  # points of the distance of the weights to a factor of ten in updates
 CAUSES = 16  # entries of a ledger
 
 
@@ -29,8 +30,9 @@ class Evaluated:
 @dataclass(frozen=True)
 class Traces:
     """split: of the evaluations. batch, lr: [(epoch, value)], each of which holds until the next. rate:
-    samples per second, noise: its scale, both {stretch of the run, of BINS: (epoch, value)}. forecast:
-    (seconds, low, high, measured)."""
+    samples per second, noise: its scale, both {stretch of the run, of BINS: (epoch, value)}. distance: of the
+    weights from their first ones, {stretch of the updates, DECADE to a factor of ten: (their log10, value)}.
+    forecast: (seconds, low, high, measured)."""
 
     split: str = "test"
     evaluations: tuple[Evaluated, ...] = ()
@@ -38,6 +40,7 @@ class Traces:
     lr: tuple[tuple[float, float], ...] = ()
     rate: tuple[tuple[int, float, float], ...] = ()
     noise: tuple[tuple[int, float, float], ...] = ()
+    distance: tuple[tuple[int, float, float], ...] = ()
     ledger: tuple[tuple[str, float], ...] = ()
     forecast: tuple[float, float | None, float | None, float] | None = None
 
@@ -54,6 +57,9 @@ def of(run: Facts, split: str) -> Traces:
         *(tuple(thinned(line, STEPS)) for line in lines),
         rate=tuple(rates(run.train, end)),
         noise=tuple(scales(run.train, end)),
+        distance=tuple(
+            (round(DECADE * at), at, value) for at, value in series.travelled(run.train, DECADE)
+        ),
         ledger=tuple(causes(run.summary.get("ledger"))),
         forecast=forecast(run.summary),
     )  # fmt: skip

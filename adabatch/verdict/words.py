@@ -94,6 +94,11 @@ def _fast(best: Comparison, winner: Arm, plan: Plan) -> str:
     return f"not slower than {best.rival} by {plan.r0:g}x or more ({shown})"
 
 
+def tabulated(count: int) -> str:
+    """Of arms that nobody compares."""
+    return f"a table of {count} arms, no verdict: they differ in more than their schedule"
+
+
 def qualifications(plan: Plan, small: int, arms: tuple[Arm, ...]) -> str:
     """What a reader of the sentence alone must know. arms: all of the verdict's."""
     replayed = " but for replayed controls" if any(arm.replayed for arm in plan.declared) else ""

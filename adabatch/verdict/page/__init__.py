@@ -11,7 +11,7 @@ from adabatch.files import read_text
 from adabatch.report.markup import Markup, document, el, section
 from adabatch.verdict.arms import Verdict
 from adabatch.verdict.folders import Found
-from adabatch.verdict.formats import CAVEAT, SCOPE
+from adabatch.verdict.formats import SCOPE, caveats
 from adabatch.verdict.page import decisive, figures, parts, pens, seconds
 from adabatch.verdict.page.bands import CLOCKS
 from adabatch.verdict.page.figures import Sheet
@@ -33,7 +33,9 @@ def render(verdict: Verdict, found: Found) -> bytes:
     errors = [figures.errors(sheet, clock) for clock in CLOCKS]
     curves = _plots(*errors, figures.target(sheet), about=_drawn(sheet))
     settings = _plots(
-        *(figures.settings(sheet, name) for name in ("batch", "lr")), figures.stretches(sheet, "noise")
+        *(figures.settings(sheet, name) for name in ("batch", "lr")),
+        figures.stretches(sheet, "noise"),
+        figures.distance(sheet),
     )
     times = _plots(
         _against_time(sheet, verdict),
@@ -71,7 +73,8 @@ def picture(verdict: Verdict, found: Found) -> bytes | None:
 
 def _first(verdict: Verdict, found: Found, held: dict) -> Markup | None:
     picture = decisive.figure(verdict, found.plan, held)
-    return el("div", el("p", CAVEAT, class_="lead"), picture) if picture else None
+    said = el("p", caveats(found.plan)[0], class_="lead")
+    return el("div", said, picture) if picture else None
 
 
 def _against_time(sheet: Sheet, verdict: Verdict) -> Markup | None:

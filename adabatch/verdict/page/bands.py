@@ -59,7 +59,8 @@ def errors(arm: Arm, clock: str) -> list[Point]:
 
 
 def stretches(arm: Arm, name: str) -> list[Point]:
-    """Of what is averaged over stretches of the run: "rate", or "noise" (geometric means)."""
+    """Of what is averaged over stretches of the run: "rate", "distance" (over log10 of the updates), or
+    "noise" (geometric means)."""
     groups: dict[int, list[tuple[float, float]]] = {}
     runs = going_on(arm)
     for run in runs:
@@ -71,7 +72,7 @@ def stretches(arm: Arm, name: str) -> list[Point]:
         if 2 * len(group) < began:
             continue
         epoch = math.fsum(e for e, _ in group) / len(group)
-        if name == "rate":
+        if name != "noise":
             found.append(mean(epoch, [value for _, value in group]))
         else:
             made = mean(epoch, [math.log(value) for _, value in group])

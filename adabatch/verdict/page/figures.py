@@ -1,6 +1,6 @@
 """The pictures of curves: each a title, a chart, a legend, and a caption that says what to see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adabatch.report import series
 from adabatch.report.markup import Markup, el
@@ -52,7 +52,8 @@ def errors(sheet: Sheet, clock: str) -> Markup | None:
     splits = {run.traces.split for arm in sheet.drawn for run in arm.runs}
     split = splits.pop() if len(splits) == 1 else sheet.plan.split
     xs = [p.x for points in found.values() for p in points]
-    x_scale = "log" if clock == "updates" and min(xs) > 0 and max(xs) > 3 * min(xs) else "linear"
+    spread = clock == "updates" or sheet.plan.table  # arms of a table may train much longer than others
+    x_scale = "log" if spread and min(xs) > 0 and max(xs) > 3 * min(xs) else "linear"
     unit = {"epochs": "epochs", "updates": "updates", "seconds": "seconds of training"}[clock]
     chart = Chart(
         charts.axis(unit + " (logarithmic)" * (x_scale == "log"), xs, x_scale, zero=True, pad=0.02),
@@ -136,6 +137,28 @@ def stretches(sheet: Sheet, name: str) -> Markup | None:
             "above it wastes samples. Geometric means; stretches in which it was not resolved are left out."
         )
     return figure(title, chart, [sheet.pens[arm] for arm in found], told, _band(found))
+
+
+def distance(sheet: Sheet) -> Markup | None:
+    """||w_t - w_0|| against the logarithm of the updates, where runs logged it."""
+    found = {}
+    for arm in sheet.drawn:
+        if points := bands.stretches(arm, "distance"):
+            found[arm.name] = [replace(p, x=10**p.x) for p in points]
+    if not found:
+        return None
+    every = [p for points in found.values() for p in points]
+    chart = Chart(
+        charts.axis("updates (logarithmic)", [p.x for p in every], "log"),
+        charts.axis("L2 distance", [p.y for p in every], zero=True),
+        [charts.curve(sheet.pens[arm], points) for arm, points in found.items()],
+        f"Distance of the weights from their first ones against updates: {', '.join(found)}",
+    )  # fmt: skip
+    told = (
+        "||w_t - w_0|| over all trainable parameters. Straight lines are growth with log t, and arms whose "
+        "lines lie upon each other diffuse alike (Hoffer, Hubara, Soudry 2017, arXiv 1705.08741)."
+    )
+    return figure("Weight distance", chart, [sheet.pens[arm] for arm in found], told, _band(found))
 
 
 def target(sheet: Sheet) -> Markup | None:

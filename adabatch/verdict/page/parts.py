@@ -38,7 +38,10 @@ def meta(found: Found, verdict: Verdict) -> Markup | None:
     kinds = [sum(arm.adaptive is kind for arm in verdict.arms) for kind in (True, False)]
     beside = len(verdict.arms) - sum(kinds)
     more = f", {beside} control{'s' if beside != 1 else ''} of neither class" if beside else ""
-    said.append(f"{kinds[0]} adaptive and {kinds[1]} fixed arm{'s' if kinds[1] != 1 else ''}{more}")
+    if found.plan.table:
+        said.append(f"{beside} arms")
+    else:
+        said.append(f"{kinds[0]} adaptive and {kinds[1]} fixed arm{'s' if kinds[1] != 1 else ''}{more}")
     over = sum(run.over for arm in verdict.arms for run in arm.runs)
     there = sum(len(arm.runs) for arm in verdict.arms) + found.pending
     said.append(f"{there} runs" if over == there else f"{over} of {there} runs over")
@@ -168,12 +171,14 @@ def declaration(plan: Plan, content: str | None) -> Markup:
         ["what counts as faster (r0)", f"{plan.r0:g}x"],
         ["false verdicts allowed (alpha)", each if len(plan.looks) > 1 else f"{plan.alpha:g}"],
         ["looks, in runs of each arm", words.listed(plan.looks)],
-        ["decided on", f"the {plan.split} split"
+        ["errors of", f"the {plan.split} split"
          + (f", {plan.evaluated:,} samples" if plan.evaluated else "")],
         ["samples of each run", f"{plan.samples:,}" if plan.samples else "those of most finished runs"],
         ["target", f"{100 * plan.target:g} % error" if plan.target is not None else "none (--target)"],
         ["learning rates", "the same small search for every arm" if plan.tuned else "by rule, untuned"],
     ]  # fmt: skip
+    if plan.table:  # nothing is decided, so no margin matters
+        rows = [row for row in rows if row[0] in ("errors of", "target")]
     state = plan.remark or f"as hashed in {FILE} before the first run"
     shown = None
     if content:

@@ -36,7 +36,8 @@ class Pen:
 
 def dealt(arms: list[Arm]) -> dict[str, Pen]:
     """{arm: its pen}, by its place among the arms of its class: fixed arms come in order of batch size."""
-    fixed = [arm for arm in arms if arm.adaptive is False]
+    table = all(arm.adaptive is None for arm in arms)  # there are no classes: as fixed ones, in their order
+    fixed = [arm for arm in arms if table or arm.adaptive is False]
     found = {}
     for i, arm in enumerate(fixed):
         place = math.floor((i + 0.5) * len(FIXED) / len(fixed))
@@ -44,7 +45,7 @@ def dealt(arms: list[Arm]) -> dict[str, Pen]:
     for i, arm in enumerate(arm for arm in arms if arm.adaptive):
         dash = (None, *DASHES)[i // len(ADAPTIVE) % (len(DASHES) + 1)]
         found[arm.name] = Pen(arm.name, f"a{i % len(ADAPTIVE)}", dash, 2.6, True)
-    for i, arm in enumerate(arm for arm in arms if arm.adaptive is None):
+    for i, arm in enumerate(arm for arm in arms if arm.adaptive is None and not table):
         dash = DASHES[i // len(BESIDE) % len(DASHES)]
         found[arm.name] = Pen(arm.name, f"c{i % len(BESIDE)}", dash, 1.4, False, True)
     return found
