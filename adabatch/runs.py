@@ -35,9 +35,9 @@ STATES = (
 EXCLUDED = (
     "options", "hydra", "trackers", "checkpoint", "log", "shadow", "wait", "restart", "experiment", "arm",
     "dataset.root", "dataset.download", "dataset.cache", "dataset.workers", "dataset.ahead",
-    "hardware.processes", "hardware.nodes", "hardware.phases", "hardware.parallel_runs",
+    "hardware.processes", "hardware.nodes", "hardware.phases", "hardware.parallel_runs", "model.regime",
     "hardware.own_process", "hardware.micro_batch", "hardware.prefer", "hardware.join_timeout", "compare",
-    "timing", "rehearsal.kill_after", "rehearsal.witness", "forecast", "model.regime", "model.input_transform",
+    "timing", "rehearsal.kill_after", "rehearsal.witness", "forecast", "model.input_transform",
 )  # fmt: skip
 
 ALONE = ("hardware.parallel_runs", "hardware.own_process")  # of a multirun, never of what a run computes
