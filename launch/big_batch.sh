@@ -9,9 +9,8 @@
 # Writes outputs/compare-... in the folder that it is started in, a folder for each run and report.html of all. Given
 # again it goes on. By default four arms train 50 epochs and the last one, which adapts the regime, 1,600.
 set -eu
-root=$(cd "$(dirname "$0")/.." && pwd)
-python=$root/.venv/bin/python
-[ -x "$python" ] || python=python3
+PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"
+
 model=mnist_f1 dataset=mnist
 for given in "$@"; do
     case $given in
@@ -19,6 +18,4 @@ for given in "$@"; do
         dataset=*) dataset= ;;
     esac
 done
-# This checkout is what runs, whatever is installed.
-PYTHONPATH=$root:$root/launch${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m adabatch -m experiment=big_batch \
-    ${model:+model=$model} ${dataset:+dataset=$dataset} "$@"
+exec adabatch -m experiment=big_batch ${model:+model=$model} ${dataset:+dataset=$dataset} "$@"

@@ -1,8 +1,10 @@
 """What several test files share: a resolved configuration, a run in a folder, and comparing two runs."""
 
+import contextlib
 import copy
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from adabatch import config as configuration
 from adabatch import runs
 
+ROOT = Path(__file__).parents[1]
 QUIET = ("trackers.wandb.mode=disabled", "hardware=cpu", "hardware.threads=1")
 SMALL = (
     "dataset=synthetic",
@@ -50,6 +53,21 @@ def killed(folder, *overrides: str, arrange) -> None:
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (
         f"the child ended with status {status}"
     )
+
+
+def launched(script: str, *words: str, cwd, seconds: float = 280, **variables) -> subprocess.CompletedProcess:
+    """`sh launch/SCRIPT WORDS`, started in the folder cwd; what it started ends with it. variables: of the
+    environment."""
+    environment = os.environ | {"ADABATCH_DATA": os.environ["ADABATCH_REAL_DATA"]} | variables
+    line = ["sh", str(ROOT / "launch" / script), *words]
+    given = dict(cwd=cwd, env=environment, text=True, start_new_session=True)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **given) as started:
+        try:
+            said = started.communicate(timeout=seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(line, started.returncode, *said)
 
 
 def die() -> None:

@@ -2,15 +2,13 @@
 
 import json
 import math
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from page_folders import declare
-from support import QUIET, SMALL, resolved, run
+from support import QUIET, SMALL, launched, resolved, run
 from sweep_folders import run as run_folder
 
 from adabatch import config, labels, mistakes, plan, profiles, runs, targets
@@ -255,13 +253,12 @@ def test_the_command_file_runs_the_whole_table(tmp_path):
     """From another folder, a few samples of real digits, one seed; given again it has nothing to do."""
     lines = ["dataset=mnist5k", "dataset.limit=256", "epochs=1", "model.regime.large_batch=256",
              "model.width=32", "compare.seeds=1", *QUIET]  # fmt: skip
-    command = ["sh", str(ROOT / "launch" / "big_batch.sh"), *lines]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
+    done = launched("big_batch.sh", *lines, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a table of 5 arms, no verdict" in done.stdout and "2 times the samples" in done.stdout
     (report,) = tmp_path.glob("outputs/compare-*/report.json")
     shown = json.loads(report.read_text())["arms"]
     assert [arm["updates"] for arm in shown] == [2, 1, 1, 1, 2]
     assert "Weight distance" in report.with_name("report.html").read_text()
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
+    again = launched("big_batch.sh", *lines, cwd=tmp_path)
     assert again.returncode == 0 and "5 finished already" in again.stdout

@@ -2,21 +2,19 @@
 script."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import SMALL, resolved
+from support import SMALL, launched, resolved
 
 from adabatch import build, ema, kept, losses, optim, plan, runs
 from adabatch.errors import UserError
 from adabatch.models.resnet9 import ResNet9
+from adabatch.targets import GENERIC
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "launch" / "cifar10_fast.sh"
 IN_ONE = "hardware.own_process=false"
 # (position in epochs, learning rate) by the sources' knots, and what is read off the straight lines between.
 RECIPES = {
@@ -50,7 +48,7 @@ def test_a_recipe_has_the_figures_of_its_source(name):
     assert config["label_smoothing"] == said["smoothing"] and config["evaluate"]["flip"] == said["flip"]
     varied = {"pad": 4, "pad_mode": "reflect", "flip": True, "cutout": said["cutout"]}
     assert config["dataset"]["augment"] == varied and config["options"]["dataset"] == "cifar10"
-    keys = {k: v for k, v in config["model"].items() if k not in ("_target_", "base_lr", "init_from")}
+    keys = {k: v for k, v in config["model"].items() if k not in ("_target_", *GENERIC["model"])}
     net = ResNet9(10, 3, **keys)
     scales = sum(p.numel() for n, p in net.named_parameters() if p.dim() == 1 and n.endswith("weight"))
     frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
@@ -143,10 +141,9 @@ def test_one_process_and_several_exclude_each_other(other):
         resolved(IN_ONE, other)
 
 
-def command(*arguments, cwd, module="adabatch", check=True):
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    line = [sys.executable, "-m", module, *arguments] if module else list(map(str, arguments))
-    done = subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True)
+def command(*arguments, cwd, check=True):
+    line = [sys.executable, "-m", "adabatch", *arguments]
+    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=280)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -189,10 +186,9 @@ TINY = (
 
 
 @pytest.mark.slow
-def test_the_script_repeats_reports_and_writes_the_tsv_of_each_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS", "2")
-    monkeypatch.setenv("TARGET", "0.95")
-    done = command(SCRIPT, *TINY, cwd=tmp_path, module=None)
+def test_the_script_repeats_reports_and_writes_the_tsv_of_each_run(tmp_path):
+    done = launched("cifar10_fast.sh", *TINY, cwd=tmp_path, RUNS="2", TARGET="0.95")
+    assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "outputs" / "cifar10_fast"
     assert set(summaries(out)) == {0, 1}
     assert "final error: min / mean / median" in done.stdout and "at 95 % or less" in done.stdout
@@ -205,8 +201,7 @@ def test_the_script_repeats_reports_and_writes_the_tsv_of_each_run(tmp_path, mon
         assert hours == pytest.approx(summary["train_seconds"] / 3600, abs=1e-8)
 
 
-def test_the_script_refuses_a_number_of_runs_that_is_none(tmp_path, monkeypatch):
+def test_the_script_refuses_a_number_of_runs_that_is_none(tmp_path):
     for runs_asked in ("0", "some", "-1", "2x"):
-        monkeypatch.setenv("RUNS", runs_asked)
-        done = command(SCRIPT, cwd=tmp_path, module=None, check=False)
+        done = launched("cifar10_fast.sh", cwd=tmp_path, RUNS=runs_asked)
         assert done.returncode == 2 and f"got '{runs_asked}'" in done.stderr

@@ -1,6 +1,5 @@
 """The experiments of conf/experiment: batches and learning rates against their sources' tables."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -16,8 +15,8 @@ from adabatch.composed import Composed
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf" / "experiment"
-BY_HAND = {"compare", "smoke"}  # presets, no experiments
-EXPERIMENTS = sorted({path.stem for path in CONF.glob("*.yaml")} - BY_HAND)
+PRESETS = {"compare", "smoke"}  # presets, no experiments
+EXPERIMENTS = sorted({path.stem for path in CONF.glob("*.yaml")} - PRESETS)
 
 
 def composed(*overrides) -> dict:
@@ -48,11 +47,11 @@ def arms(*overrides) -> dict:
 def test_every_experiment_has_a_lab_note(name):
     """Its source and what differs, or where these are told; and nothing but comments before the keys."""
     text = (CONF / f"{name}.yaml").read_text()
-    note, _, keys = text.partition("\ndefaults:\n")
+    note = text.partition("\ndefaults:\n")[0]
     assert text.startswith("# @package _global_\n# ") and all(line[0] == "#" for line in note.splitlines())
-    told = "Source:" in note and re.search("What differs|Here ", note)
-    elsewhere = "lab note" in note and set(re.findall(r"experiment=(\w+)", note)) - {name} & set(EXPERIMENTS)
-    assert told or elsewhere
+    others = set(re.findall(r"experiment=(\w+)", note)) & set(EXPERIMENTS) - {name}
+    elsewhere = "lab note" in note and others
+    assert re.search("What differs|# Here ", note) or elsewhere
 
 
 def test_adabatch_cifar_has_the_papers_batches_and_learning_rates():
@@ -128,11 +127,9 @@ def test_adabatch_imagenets_warm_up_to_a_batch_of_131072():
 
 
 def launched(script: str, *words: str, cwd: Path, **variables) -> str:
-    """What `sh launch/SCRIPT WORDS` prints, started elsewhere."""
-    environment = os.environ | {"ADABATCH_DATA": os.environ["ADABATCH_REAL_DATA"]} | variables
+    """What the command file prints."""
     quick = ("hardware.threads=1", "trackers.wandb.mode=disabled")
-    done = subprocess.run(["sh", ROOT / "launch" / script, *quick, *words], cwd=cwd, env=environment,
-                          capture_output=True, text=True, timeout=280)  # fmt: skip
+    done = support.launched(script, *quick, *words, cwd=cwd, **variables)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -144,6 +141,23 @@ def test_a_command_file_says_what_it_does_and_names_an_experiment(script):
     named = set(re.findall(r"experiment=(\w+)", text))
     assert named and named <= {path.stem for path in CONF.glob("*.yaml")}
     subprocess.run(["sh", "-n", ROOT / "launch" / script], check=True)
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "launch").glob("*.sh")))
+def test_every_series_has_pieces_for_a_gpu(script):
+    text = (ROOT / "launch" / "gpu" / script).read_text()
+    assert f'sh "$here/{script}"' in text and "piece.sh" in text and f"launch/gpu/{script}" in text
+    subprocess.run(["sh", "-n", ROOT / "launch" / "gpu" / script], check=True)
+
+
+def test_a_piece_ends_in_time_by_the_signal_that_saves_and_hands_on_other_ends(tmp_path):
+    piece = ["sh", ROOT / "launch" / "gpu" / "piece.sh"]
+    saves = "trap 'echo saved; exit 130' INT; while :; do sleep 0.1; done"
+    done = subprocess.run([*piece, "0.01", "sh", "-c", saves], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout == "saved\n0.01 minutes are over: the same command goes on from here\n"
+    for code in (0, 1, 2):
+        assert subprocess.run([*piece, "1", "sh", "-c", f"exit {code}"], timeout=60).returncode == code
 
 
 @pytest.mark.real_data

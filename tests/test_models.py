@@ -310,9 +310,7 @@ def test_grey_images_work(network, keys):
 
 
 NORMED = [
-    row
-    for row in SMALL
-    if "norm" in inspect.signature(row[0]).parameters and row[0] is not Torchvision
+    row for row in SMALL if "norm" in inspect.signature(row[0]).parameters and row[0] is not Torchvision
 ]
 
 

@@ -141,9 +141,7 @@ def described(entry: dict, where: str, table: bool = False) -> None:
     lines, form = entry.get("overrides", []), "schedule=NAME and schedule.KEY=VALUE"
     form = "KEY=VALUE" if table else form
     if not isinstance(lines, list) or not all(isinstance(line, str) and "=" in line for line in lines):
-        raise UserError(
-            f"{where}: overrides is a list of {form}, got {lines!r}"
-        )
+        raise UserError(f"{where}: overrides is a list of {form}, got {lines!r}")
     for line in () if table else lines:
         key = line.lstrip("+~").partition("=")[0]
         if key != "schedule" and not key.startswith("schedule."):

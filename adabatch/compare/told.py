@@ -42,9 +42,7 @@ def cost(arms: list[Arm], asked: Asked, samples: int, done: int, tuning: int) ->
     runs = asked.seeds * len(arms)
     looks = "" if asked.table else f" (looks at {', '.join(map(str, asked.looks))})"
     every = asked.seeds * sum(arm.schedule.budget if arm.schedule else samples for arm in arms)
-    text = (
-        f"{runs} runs: {len(arms)} arms x {asked.seeds} seeds{looks}, {number(total)} updates, "
-    )
+    text = f"{runs} runs: {len(arms)} arms x {asked.seeds} seeds{looks}, {number(total)} updates, "
     text += f"{every:,} samples"
     lines = [text + (f"; {done} finished already" if done else "")]
     if tuning:
