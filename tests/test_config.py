@@ -266,7 +266,9 @@ def test_loss_optimizer_and_parts_of_a_schedule_of_ones_own(mine):
         "_target_": "mine_own.loss", "alpha": 2
     }  # fmt: skip
     found = checked("optimizer._target_=mine_own.optimizer").config["optimizer"]
-    assert found == {"_target_": "mine_own.optimizer", "momentum": 0.9, "decay_norm_and_bias": True}
+    assert found == {
+        "_target_": "mine_own.optimizer", "momentum": 0.9, "decay_norm_and_bias": True, "bias_lr": 1,
+    }  # fmt: skip
     found = checked(
         "schedule=adabatch", "schedule.growth._target_=mine_own.Growth", "+schedule.growth.pace=5"
     )
