@@ -128,7 +128,8 @@ def network(node: dict, parts: Data, seed: int, hardware, size: int | None):
     model = model.to(device=hardware.device, dtype=hardware.dtype)
     if hardware.products:
         convolution.adopt(model)
-    if hardware.native and (norms := layers.ghost_layers(model)):
+    norms = [norm for norm in layers.ghost_layers(model) if isinstance(norm, layers.GhostBatchNorm)]
+    if hardware.native and norms:  # the kernel in C has no L1 form
         hardware.ghost_norm = ghostnorm.adopt(norms, hardware.ranks)
     return model.to(memory_format=hardware.memory_format)
 

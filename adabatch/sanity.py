@@ -5,7 +5,8 @@ from adabatch.errors import UserError, suggest
 
 GROUPS = ("model", "dataset", "schedule", "hardware", "optimizer")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
-NORMS = ("ghost", "batch", "group", "layer", "none")
+NORMS = ("ghost", "l1", "batch", "group", "layer", "none")
+GHOST = ("ghost", "l1")  # those over ghost groups
 
 
 class Values:
@@ -63,7 +64,7 @@ def measuring(values: Values, node: dict) -> None:
     """What a schedule's node asks of the network and the optimizer, as far as their names tell."""
     plan.hold(node)
     group, ghost = node.get("noise_group"), values.at("model.ghost")
-    if group and ghost and values.at("model.norm") == "ghost":
+    if group and ghost and values.at("model.norm") in GHOST:
         cutting.noise_group(group, ghost, 0)
     target = values.at("optimizer._target_")
     if node.get("preconditioned") and plan.noise_exponent(target) == 1:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import nn
 
+from adabatch import layers
 from adabatch.errors import UserError
 from adabatch.models import preresnet, resnet, wide_resnet
 from adabatch.models.alexnet import AlexNet
@@ -227,7 +228,7 @@ def test_a_wide_block_projects_the_activated_input_and_adds_the_raw_one():
         assert torch.allclose(block(x), outer + shortcut, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["ghost", "batch", "group", "layer", "none"])
+@pytest.mark.parametrize("norm", layers.NORMS)
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_a_preactivation_block_adds_the_projection_of_the_raw_input(norm, bottleneck):
     """Without a norm an activation in place would change the input before the shortcut reads it."""
@@ -308,7 +309,7 @@ def test_grey_images_work(network, keys):
 NORMED = [row for row in SMALL if "norm" in inspect.signature(row[0]).parameters]
 
 
-@pytest.mark.parametrize("norm", ["group", "none"])
+@pytest.mark.parametrize("norm", ["l1", "group", "none"])
 @pytest.mark.parametrize("network, keys", NORMED)
 def test_every_norm_works_in_every_network(network, keys, norm):
     one_step(network, 1, norm=norm, **keys)
