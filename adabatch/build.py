@@ -176,8 +176,8 @@ def losses(config: dict):
 
 
 def optimizer(node: dict, model):
-    """(Flat, optimizer). Our SGD is elementwise and gets a vector per group; others get the parameters
-    themselves."""
+    """(Flat, optimizer). Ours update a vector per group, and are shown the parameters in it (`named`); others
+    get the parameters themselves."""
     decays = ({}, {"weight_decay": 0.0})
     split = zip(optim.decayed(model, node.get("decay_norm_and_bias", True)), decays)
     kept = [(group, decay) for group, decay in split if group]
@@ -188,7 +188,8 @@ def optimizer(node: dict, model):
     ours = node["_target_"].startswith("adabatch.")
     members = [[vector] for vector in flat.vectors()] if ours else [[p for _, p in group] for group in groups]
     params = [{"params": m, **d} for m, d in zip(members, decays)]
-    return flat, make(node, "optimizer", params=params, lr=0.0)
+    shown = {"named": [pair for group in groups for pair in group]} if ours else {}
+    return flat, make(node, "optimizer", params=params, lr=0.0, **shown)
 
 
 def measuring(schedule, flat, chosen, unit: int) -> Meter:
