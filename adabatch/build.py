@@ -13,6 +13,7 @@ from adabatch import (
     cutting,
     draws,
     ema,
+    finetune,
     ghostnorm,
     layers,
     optim,
@@ -124,7 +125,9 @@ def network(node: dict, parts: Data, seed: int, hardware, size: int | None):
     shape = seen_as(parts.shape, size, locate(node["_target_"], "model._target_"))
     model = make(node, "model", num_classes=parts.classes, channels=shape[0] if shape else 1, shape=shape)
     if node.get("init_from"):
-        checkpoint.fit(model, checkpoint.weights_of(node["init_from"]), str(node["init_from"]))
+        weights, head = checkpoint.weights_of(node["init_from"]), node.get("init_head", True)
+        finetune.initialise(model, weights, str(node["init_from"]), head)
+    finetune.freeze(model, node.get("train", "all"))
     model = model.to(device=hardware.device, dtype=hardware.dtype)
     if hardware.products:
         convolution.adopt(model)

@@ -107,11 +107,16 @@ def configured(config: dict) -> dict:
         "deterministic",
         "reduction",
     )
+    optimizer = config["optimizer"]
+    # What of a network is trained counts, for less of it is gone through backward; profiles that are older
+    # than the key trained all.
+    unlike = [("train", "all")]
+    unlike += [(key, model.get(key)) for key in ("base_lr", "init_from", "init_head")]
     found = {
-        "model": {k: v for k, v in model.items() if k not in ("base_lr", "init_from")},
+        "model": {k: v for k, v in model.items() if (k, v) not in unlike},
         "dataset": {k: data.get(k) for k in ("_target_", "size", "augment")},
         "hardware": {k: hardware.get(k) for k in kept},
-        "optimizer": config["optimizer"]["_target_"],
+        "optimizer": " ".join(str(optimizer[k]) for k in ("_target_", "base") if k in optimizer),
         "loss": config["loss"]["_target_"],
         "ema": bool(config.get("ema")),
         "clip_norm": bool(config.get("clip_norm")),

@@ -40,6 +40,8 @@ EXCLUDED = (
     "hardware.micro_batch", "hardware.prefer", "hardware.join_timeout", "compare", "timing",
     "rehearsal.kill_after", "rehearsal.witness", "forecast",
 )  # fmt: skip
+# Keys that are younger than many run folders, at the value that those had: they are left out.
+YOUNGER = {"model.train": "all", "model.init_head": True}
 
 # What is measured in a row or a summary; everything else is equal between equal runs.
 TIMES = ("seconds", "train_seconds", "device_seconds", "wall_seconds")
@@ -103,18 +105,16 @@ def _weights_digest(source: str) -> str:
 
 def identity(config: dict, contents: dict | None = None) -> str:
     """8 hex digits over the resolved configuration without the excluded keys.
-
-    contents: {dotted key: digest}, which takes the place of that key's value (a file enters by what is in
-    it).
-    """
-    listed = listed_for(config)
+    contents: {dotted key: digest}, which takes the place of that key's value: a file enters by content."""
+    listed, younger = listed_for(config), list(YOUNGER.items())
 
     def reduced(value, path):
         if contents and path in contents:
             return contents[path]
         if isinstance(value, dict):
             inner = {str(k): (f"{path}.{k}" if path else str(k), v) for k, v in value.items()}
-            return {k: reduced(v, p) for k, (p, v) in inner.items() if not excluded(p, listed)}
+            kept = {k: pv for k, pv in inner.items() if not excluded(pv[0], listed) and pv not in younger}
+            return {k: reduced(v, p) for k, (p, v) in kept.items()}
         if isinstance(value, (list, tuple)):
             return [reduced(v, f"{path}[]") for v in value]
         if isinstance(value, float) and math.isfinite(value) and value == int(value):

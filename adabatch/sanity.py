@@ -2,6 +2,7 @@
 
 from adabatch import cutting, plan, profiles
 from adabatch.errors import UserError, suggest
+from adabatch.targets import TRAINED
 
 GROUPS = ("model", "dataset", "schedule", "hardware", "optimizer")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -45,6 +46,7 @@ def sane(config: dict) -> None:
             raise UserError(f"{group} needs an option or a _target_ (a class or function), got {node!r}")
     values = Values(config)
     general(values)
+    started(values)
     if config["optimizer"]["_target_"] == BLOCK_NORMALIZED:
         block_normalized(values)
     if config["model"]["_target_"].startswith("adabatch."):
@@ -142,6 +144,20 @@ def network(values: Values) -> None:
         values.number("model.ghost", "a whole number from 2", lambda v: v >= 2, whole=True)
     if "dropout" in own:
         values.number("model.dropout", "a number from 0 to below 1", lambda v: 0 <= v < 1)
+
+
+def started(values: Values) -> None:
+    """What any network starts from, and what of it is trained."""
+    own = values.config["model"]
+    if "train" in own:
+        values.choice("model.train", TRAINED)
+    if not isinstance(own.get("init_head", True), bool):
+        raise UserError(f"model.init_head is true or false, got {own['init_head']!r}")
+    if own.get("init_head") is False and not own.get("init_from"):
+        raise UserError(
+            "model.init_head=false leaves out the last layer of the weights that model.init_from names, and "
+            "it names none: set model.init_from to a weights file or a run's folder, or init_head to true"
+        )
 
 
 def block_normalized(values: Values) -> None:

@@ -60,6 +60,10 @@ def mine(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+# What every network's node has beside its own keys.
+GENERIC = {"init_from": None, "init_head": True, "train": "all", "base_lr": 0.05}
+
+
 def test_the_default_configuration_is_good_and_complete():
     found = checked().config
     assert {"model", "dataset", "schedule", "hardware", "optimizer", "loss", "seed", "epochs"} <= set(found)
@@ -204,18 +208,13 @@ def test_an_option_of_ones_own_is_its_own_schema(tmp_path, mine):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "special.yaml").write_text("_target_: mine_own.Net\nwidth: 5\n")
     found = checked("model=special", "model.width=6", config_dir=str(tmp_path)).config["model"]
-    assert found == {"_target_": "mine_own.Net", "width": 6, "init_from": None, "base_lr": 0.05}
+    assert found == {"_target_": "mine_own.Net", "width": 6, **GENERIC}
     assert "Did you mean 'model.width'" in refused("model=special", "model.widht=6", config_dir=str(tmp_path))
 
 
 def test_a_model_of_ones_own(mine):
     found = checked("model._target_=mine_own.Net", "+model.width=3")
-    assert found.config["model"] == {
-        "_target_": "mine_own.Net",
-        "width": 3,
-        "init_from": None,
-        "base_lr": 0.05,
-    }
+    assert found.config["model"] == {"_target_": "mine_own.Net", "width": 3, **GENERIC}
     (note,) = found.notes
     assert "mine_own.Net does not take" in note and "norm" in note and "model=convnet" in note
     assert "+model.depht" in refused("model._target_=mine_own.Net", "model.depht=3")
@@ -226,7 +225,7 @@ def test_a_model_of_ones_own(mine):
 
 def test_keys_left_over_go_but_typed_ones_reach_an_open_signature(mine):
     found = checked("model._target_=mine_own.Open", "+model.anything=1").config["model"]
-    assert found == {"_target_": "mine_own.Open", "anything": 1, "init_from": None, "base_lr": 0.05}
+    assert found == {"_target_": "mine_own.Open", "anything": 1, **GENERIC}
 
 
 def test_the_name_of_a_replaced_model_goes_unless_the_new_one_takes_it(mine):
