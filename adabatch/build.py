@@ -12,6 +12,7 @@ from adabatch import (
     cutting,
     draws,
     ema,
+    finetune,
     ghostnorm,
     kept,
     layers,
@@ -110,13 +111,16 @@ def network(node: dict, parts: Data, seed: int, hardware, dataset: dict):
     shape = seen_as(parts.shape, dataset.get("size"), locate(node["_target_"], "model._target_"))
     model = make(node, "model", num_classes=parts.classes, channels=shape[0] if shape else 1, shape=shape)
     if node.get("init_from"):
-        checkpoint.fit(model, checkpoint.weights_of(node["init_from"]), str(node["init_from"]))
+        weights, head = checkpoint.weights_of(node["init_from"]), node.get("init_head", True)
+        finetune.initialise(model, weights, str(node["init_from"]), head)
     else:
         first_look(dataset, parts.shape, parts.train, model)
+    finetune.freeze(model, node.get("train", "all"))
     model = model.to(device=hardware.device, dtype=hardware.dtype)
     if hardware.products:
         convolution.adopt(model)
-    if hardware.native and (norms := layers.ghost_layers(model)):
+    norms = [norm for norm in layers.ghost_layers(model) if isinstance(norm, layers.GhostBatchNorm)]
+    if hardware.native and norms:  # the kernel in C has no L1 form
         hardware.ghost_norm = ghostnorm.adopt(norms, hardware.ranks)
     return model.to(memory_format=hardware.memory_format)
 
@@ -137,8 +141,8 @@ def losses(config: dict):
 
 
 def optimizer(node: dict, model):
-    """(Flat, optimizer). Our SGD is elementwise and gets a vector per group; others get the parameters
-    themselves."""
+    """(Flat, optimizer). Ours update a vector per group, and are shown the parameters in it (`named`); others
+    get the parameters themselves."""
     if not (kept := optim.groups(model, node)):
         raise UserError("the network has no trainable parameter")
     groups, own = zip(*kept)
@@ -146,7 +150,8 @@ def optimizer(node: dict, model):
     ours = node["_target_"].startswith("adabatch.")
     members = [[vector] for vector in flat.vectors()] if ours else [[p for _, p in group] for group in groups]
     params = [{"params": m, **o} for m, o in zip(members, own)]
-    return flat, make(node, "optimizer", params=params, lr=0.0)
+    shown = {"named": [pair for group in groups for pair in group]} if ours else {}
+    return flat, make(node, "optimizer", params=params, lr=0.0, **shown)
 
 
 def measuring(schedule, flat, chosen, unit: int) -> Meter:

@@ -175,9 +175,11 @@ def from_bytes(data: bytes) -> dict:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def fit(model, weights: dict, what: str) -> None:
-    """Load weights by name into a network; names or shapes that do not fit are listed."""
-    own = model.state_dict()
+def fit(model, weights: dict, what: str, but: tuple = ()) -> None:
+    """Load weights by name into a network; names or shapes that do not fit are listed. but: names that stay
+    as they are, whatever the weights have of them."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in but}
+    weights = {name: tensor for name, tensor in weights.items() if name not in but}
     problems = [f"missing {name}" for name in own if name not in weights]
     problems += [f"unknown {name}" for name in weights if name not in own]
     problems += [

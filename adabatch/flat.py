@@ -29,8 +29,8 @@ class Flat:
         for p, view in zip(self.members, self.views(self.grads)):
             p.grad = view
         norms = layers.ghost_layers(model)
-        self.running = self._adopt(norms, ("running_mean", "running_var"))
-        self.pending = self._adopt(norms, ("pending_mean", "pending_var"))
+        self.running = self._pack([statistic for norm in norms for statistic in norm.running()])
+        self.pending = self._pack([statistic for norm in norms for statistic in norm.pending()])
         self.layout = [[name, list(p.shape), list(p.stride())] for name, p in named]
 
     @staticmethod
@@ -56,10 +56,6 @@ class Flat:
             view.copy_(t.detach())
             t.data = view
         return flat
-
-    @classmethod
-    def _adopt(cls, modules, names):
-        return cls._pack([getattr(module, name) for module in modules for name in names])
 
     def views(self, vector):
         """A vector like `params` as views shaped as the parameters, in their order."""

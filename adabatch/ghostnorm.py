@@ -38,11 +38,7 @@ def followed(y, plus=None, clip: float | None = None):
 
 def grouped(x, weight, bias, sizes, eps: float, plus=None, clip=None, ours: bool = False):
     """The page's formula. ours: the kernel in C is asked for, and used where it has a form for x."""
-    if sum(sizes) != len(x) or x.shape[1] != len(weight):
-        raise ValueError(
-            f"ghost norm of {len(weight)} channels over {sum(sizes)} samples in groups got x of shape "
-            f"{tuple(x.shape)}: a network normalises all samples of a micro-batch, in their order"
-        )
+    _fitting(x, weight, sizes)
     if not (_pixels_first(x) or x.is_contiguous()):
         x = x.contiguous()  # with other strides torch's kernel gives wrong values, without a word (2.15)
     if torch.compiler.is_compiling():
@@ -57,6 +53,14 @@ def grouped(x, weight, bias, sizes, eps: float, plus=None, clip=None, ours: bool
     else:
         y, mean, var = Library.apply(x, weight, bias, sizes, eps)
     return followed(y, plus, clip), mean, var
+
+
+def _fitting(x, weight, sizes) -> None:
+    if sum(sizes) != len(x) or x.shape[1] != len(weight):
+        raise ValueError(
+            f"ghost norm of {len(weight)} channels over {sum(sizes)} samples in groups got x of shape "
+            f"{tuple(x.shape)}: a network normalises all samples of a micro-batch, in their order"
+        )
 
 
 def adopt(layers: list, ranks=None) -> str:
@@ -223,20 +227,50 @@ class Library(torch.autograd.Function):
         return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None
 
 
-def traced(x, weight, bias, sizes, eps):
-    """The same in operations that torch.compile fuses: equal groups at once, a longer or shorter last one
-    apart."""
+def _equal(x, sizes):
+    """x as pieces [groups, size, c, ...], and the axes of a group: equal groups at once, a longer or shorter
+    last one apart."""
     equal = len(sizes) - (sizes[-1] != sizes[0])
     parts = [(0, equal, sizes[0])] + [(equal * sizes[0], 1, sizes[-1])] * (equal < len(sizes))
+    for start, count, size in parts:
+        groups = x[start : start + count * size].unflatten(0, (count, size))
+        yield groups, [1, *range(3, groups.dim())]
+
+
+def traced(x, weight, bias, sizes, eps):
+    """The same in operations that torch.compile fuses."""
     outs, means, variances = [], [], []
     shape = [1, 1, -1] + [1] * (x.dim() - 2)
-    for start, count, size in parts:
-        groups = x[start : start + count * size].unflatten(0, (count, size)).to(weight.dtype)
-        axes = [1, *range(3, groups.dim())]
+    for groups, axes in _equal(x, sizes):
+        groups = groups.to(weight.dtype)
         var, mean = torch.var_mean(groups, axes, correction=0, keepdim=True)
         out = (groups - mean) * torch.rsqrt(var + eps) * weight.view(shape) + bias.view(shape)
         outs.append(out.to(x.dtype).flatten(0, 1))
         values = groups[0].numel() // len(weight)
-        means.append(mean.detach().view(count, -1))
-        variances.append(var.detach().view(count, -1) * (values / (values - 1)))
+        means.append(mean.detach().view(len(groups), -1))
+        variances.append(var.detach().view(len(groups), -1) * (values / (values - 1)))
     return torch.cat(outs), torch.cat(means), torch.cat(variances)
+
+
+def affine(x, scale, shift):
+    """x * scale + shift by channel, like x. scale, shift: [c], in whose precision it is computed."""
+    shape = [-1] + [1] * (x.dim() - 2)
+    return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+
+def grouped_l1(x, weight, bias, sizes, eps: float, plus=None, clip=None):
+    """`grouped` with sqrt(pi / 2) * mean |x - mean| + eps as the divisor: (y, means, deviations [groups, c],
+    the latter without eps). By torch's operations: more passes over x than either kernel above makes."""
+    _fitting(x, weight, sizes)
+    outs, means, deviations = [], [], []
+    for groups, axes in _equal(x, sizes):
+        groups = groups.to(weight.dtype)
+        mean = groups.mean(axes, keepdim=True)
+        centred = groups - mean
+        deviation = centred.abs().mean(axes, keepdim=True) * math.sqrt(math.pi / 2)
+        outs.append((centred / (deviation + eps)).flatten(0, 1))
+        means.append(mean.detach().view(len(groups), -1))
+        deviations.append(deviation.detach().view(len(groups), -1))
+    # The affine map comes last: its result is no view, so that what follows may overwrite it.
+    y = affine(outs[0] if len(outs) == 1 else torch.cat(outs), weight, bias).to(x.dtype)
+    return followed(y, plus, clip), torch.cat(means), torch.cat(deviations)

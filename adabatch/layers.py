@@ -26,7 +26,7 @@ from adabatch.errors import UserError, suggest
 
 HORIZON = 128 / -math.log(0.9)  # samples; torch's momentum 0.1 at a batch of 128
 CLIPS = {nn.ReLU: math.inf, nn.ReLU6: 6.0}  # the upper end of their range from 0
-NORMS = ("ghost", "batch", "group", "layer", "none")
+NORMS = ("ghost", "l1", "batch", "group", "layer", "none")
 
 
 def group_sizes(count: int, ghost: int) -> list[int]:
@@ -46,7 +46,7 @@ def group_sizes(count: int, ghost: int) -> list[int]:
 def group_weights(sizes: list[int], horizon: float = HORIZON) -> tuple[list[float], float]:
     """Weight of each group of a batch in the running statistics, and the factor of the old value.
 
-    A group of one sample has no variance: it is normalised by the running statistics and does not move them.
+    A group of one sample has no spread: it is normalised by the running statistics and does not move them.
     """
     weights, after = [], 0
     for size in reversed(sizes):
@@ -67,66 +67,104 @@ class MicroBatch:
         self.seed, self.positions, self.groups, self.weights, self.record = seed, None, [], None, False
 
 
-class GhostBatchNorm(nn.Module):
-    """Batch norm over groups of `ghost` samples. x: [n, c] or [n, c, ...], the same shape out.
+class GhostNorm(nn.Module):
+    """A norm over groups of `ghost` samples: what its kinds share. x: [n, c] or [n, c, ...], the same shape
+    out.
 
     plus, clip: what is added to it, and the end of the range [0, clip] that it is cut to (`ghostnorm.py`).
+    A kind names in `spread` what it keeps beside the mean, and has two formulas: `_grouped`, groups of two
+    samples and more by their own statistics -> (y, means [groups, c], spreads), and `_by` given ones, [c].
     """
+
+    spread = ""
 
     def __init__(self, channels: int, ghost: int = 32, eps: float = 1e-5):
         super().__init__()
         if ghost < 2:
             raise UserError(
-                f"a ghost group needs at least 2 samples for a variance, got model.ghost={ghost}: take 16 "
+                f"a ghost group needs at least 2 samples for a spread, got model.ghost={ghost}: take 16 "
                 "to 128"
             )
-        self.ghost, self.eps, self.micro, self.ours = ghost, eps, None, False
+        self.ghost, self.eps, self.micro = ghost, eps, None
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer(f"running_{self.spread}", torch.ones(channels))
         # Sums over the groups of a step, folded into the running statistics at its end; never saved.
         self.register_buffer("pending_mean", torch.zeros(channels), persistent=False)
-        self.register_buffer("pending_var", torch.zeros(channels), persistent=False)
+        self.register_buffer(f"pending_{self.spread}", torch.zeros(channels), persistent=False)
+
+    def running(self) -> tuple:
+        """(mean, spread), each [c]."""
+        return self.running_mean, getattr(self, f"running_{self.spread}")
+
+    def pending(self) -> tuple:
+        return self.pending_mean, getattr(self, f"pending_{self.spread}")
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, ghost={self.ghost}, eps={self.eps}"
 
     def forward(self, x, plus=None, clip: float | None = None):
         if not self.training:
-            out = self._by_running_statistics(x, self.running_mean, self.running_var)
-            return ghostnorm.followed(out, plus, clip)
+            return ghostnorm.followed(self._by(x, *self.running()), plus, clip)
         if self.micro is None:  # in somebody's own loop: this input is a whole batch
             sizes = group_sizes(len(x), self.ghost)
             weights, kept = group_weights(sizes)
-            out, mean, var = self._normalise(x, sizes, plus, clip)
+            out, *found = self._normalise(x, sizes, plus, clip)
             with torch.no_grad():
-                weights = mean.new_tensor(weights)
-                self.running_mean.mul_(kept).add_(weights @ mean)
-                self.running_var.mul_(kept).add_(weights @ var)
+                weights = found[0].new_tensor(weights)
+                for running, values in zip(self.running(), found):
+                    running.mul_(kept).add_(weights @ values)
             return out
-        out, mean, var = self._normalise(x, self.micro.groups, plus, clip)
+        out, *found = self._normalise(x, self.micro.groups, plus, clip)
         if self.micro.record:
             with torch.no_grad():
-                self.pending_mean.add_(self.micro.weights @ mean)
-                self.pending_var.add_(self.micro.weights @ var)
+                for pending, values in zip(self.pending(), found):
+                    pending.add_(self.micro.weights @ values)
         return out
 
     def _normalise(self, x, sizes, plus, clip):
-        own = self.weight, self.bias
         if sizes[-1] > 1:
-            return ghostnorm.grouped(x, *own, sizes, self.eps, plus, clip, self.ours)
+            return self._grouped(x, sizes, plus, clip)
         # The last group is one sample (only the last one can be): it has weight 0 in the statistics, which
         # are copied because backward wants them as they were.
-        last = self._by_running_statistics(x[-1:], self.running_mean.clone(), self.running_var.clone())
+        last = self._by(x[-1:], *(statistic.clone() for statistic in self.running()))
         nothing = last.new_zeros(1, len(self.weight), dtype=self.weight.dtype)
         if len(sizes) == 1:
             return ghostnorm.followed(last, plus, clip), nothing, nothing
-        out, mean, var = ghostnorm.grouped(x[:-1], *own, sizes[:-1], self.eps, ours=self.ours)
+        out, mean, spread = self._grouped(x[:-1], sizes[:-1])
         out = ghostnorm.followed(torch.cat([out, last]), plus, clip)
-        return out, torch.cat([mean, nothing]), torch.cat([var, nothing])
+        return out, torch.cat([mean, nothing]), torch.cat([spread, nothing])
 
-    def _by_running_statistics(self, x, mean, var):
+
+class GhostBatchNorm(GhostNorm):
+    """(x - mean) / sqrt(variance + eps) * weight + bias. ours: by the kernel in C where it fits."""
+
+    spread, ours = "var", False
+
+    def _grouped(self, x, sizes, plus=None, clip=None):
+        return ghostnorm.grouped(x, self.weight, self.bias, sizes, self.eps, plus, clip, self.ours)
+
+    def _by(self, x, mean, var):
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class GhostL1Norm(GhostNorm):
+    """L1 batch norm (Hoffer et al. 2018, arXiv 1803.01814; Wu et al. 2018, arXiv 1802.09769): batch norm with
+
+        deviation = sqrt(pi / 2) * mean |x - mean|
+
+    in place of the standard deviation, which it equals for normal x; y = (x - mean) / (deviation + eps) *
+    weight + bias. running_deviation is an average of deviations, not of variances.
+    """
+
+    spread = "deviation"
+
+    def _grouped(self, x, sizes, plus=None, clip=None):
+        return ghostnorm.grouped_l1(x, self.weight, self.bias, sizes, self.eps, plus, clip)
+
+    def _by(self, x, mean, deviation):
+        scale = self.weight / (deviation + self.eps)
+        return ghostnorm.affine(x, scale, self.bias - mean * scale)
 
 
 class PlainBatchNorm(nn.BatchNorm1d):
@@ -143,6 +181,8 @@ def norm(kind: str, channels: int, ghost: int = 32, eps: float = 1e-5) -> nn.Mod
     channels."""
     if kind == "ghost":
         return GhostBatchNorm(channels, ghost, eps)
+    if kind == "l1":
+        return GhostL1Norm(channels, ghost, eps)
     if kind == "batch":
         return PlainBatchNorm(channels, eps)
     if kind == "group":
@@ -161,7 +201,7 @@ class Chain(nn.Sequential):
         left = list(self)
         while left:
             layer = left.pop(0)
-            if isinstance(layer, GhostBatchNorm) and left and type(left[0]) in CLIPS:
+            if isinstance(layer, GhostNorm) and left and type(left[0]) in CLIPS:
                 x = layer(x, clip=CLIPS[type(left.pop(0))])
             else:
                 x = layer(x)
@@ -175,7 +215,7 @@ class Joined(nn.Sequential):
         *before, last = self
         for layer in before:
             x = layer(x)
-        if isinstance(last, GhostBatchNorm):
+        if isinstance(last, GhostNorm):
             return last(x, plus, math.inf)
         return F.relu(last(x) + plus, inplace=True)
 
@@ -209,14 +249,14 @@ class Dropout(nn.Module):
 
 def bind(model: nn.Module, micro: MicroBatch) -> None:
     """Show every layer of ours the micro-batch in progress, and number the dropout layers in module order."""
-    for index, layer in enumerate(m for m in model.modules() if isinstance(m, (GhostBatchNorm, Dropout))):
+    for index, layer in enumerate(m for m in model.modules() if isinstance(m, (GhostNorm, Dropout))):
         layer.micro = micro
         if isinstance(layer, Dropout):
             layer.index = index
 
 
-def ghost_layers(model: nn.Module) -> list[GhostBatchNorm]:
-    return [m for m in model.modules() if isinstance(m, GhostBatchNorm)]
+def ghost_layers(model: nn.Module) -> list[GhostNorm]:
+    return [m for m in model.modules() if isinstance(m, GhostNorm)]
 
 
 def ghost_size(model: nn.Module) -> int:

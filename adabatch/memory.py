@@ -165,9 +165,10 @@ def halved(micro_batch: int, unit: int, longest: int | None = None) -> int:
 
 def activation_bytes(step, samples: int) -> int:
     """Bytes that autograd keeps of a forward pass over the run's first `samples` samples; nothing is moved by
-    it."""
+    it. Frozen layers count as if they were trained: they keep nothing, but their outputs exist too."""
     import torch
 
+    from adabatch.finetune import thawed
     from adabatch.measure import untouched
 
     x, _ = step.stream.batch(0, samples)
@@ -182,7 +183,7 @@ def activation_bytes(step, samples: int) -> int:
         return t
 
     saved = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
-    with untouched(step.model), saved, step.hardware.autocast():
+    with untouched(step.model), thawed(step.model), saved, step.hardware.autocast():
         outputs = step.model(x)
     del outputs
     return sum(seen.values())

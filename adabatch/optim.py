@@ -1,5 +1,5 @@
-"""SGD over flat vectors, which parameters weight decay applies to, and what may be held while the batch
-grows.
+"""SGD over flat vectors, block-normalised gradients, which parameters weight decay applies to, and what may
+be held while the batch grows.
 
 torch.optim's first use imports torch._dynamo, 4 to 6 s at the start of every run; its fused SGD is one call
 of a kernel. It is the reference in tests/test_optim.py, bit for bit. Any other optimizer comes by
@@ -9,7 +9,9 @@ of a kernel. It is the reference in tests/test_optim.py, bit for bit. Any other 
 import torch
 from torch import nn
 
-from adabatch.errors import UserError
+from adabatch.errors import UserError, suggest
+
+BASES, BLOCKS = ("sgd", "adam"), ("layer", "tensor")
 
 
 class SGD:
@@ -60,6 +62,83 @@ class SGD:
         return [p for group in self.param_groups for p in group["params"]]
 
 
+class BlockNormalized:
+    """Block-normalised gradient (Yu et al. 2017, arXiv 1707.04822, Algorithm 1): each block b of the gradient
+    is divided by its norm, and a base method with its own step sizes runs on the result:
+
+        n_b = g_b / |g_b|  (0 where g_b is 0);  with `ratio` ("NG", section 4.2) n_b = ratio |w_b| g_b / |g_b|
+
+    A block of weights that are all 0 counts as |w_b| = 1: it would never move. Weight decay is the base's own
+    and adds lambda w to n, behind the division.
+
+    params: groups of flat vectors. named: the (name, parameter) that lie in them, whose gradients are views
+    of the vectors' gradients; they are divided in place. blocks: "layer" = the parameters that one module
+    holds itself, its weight and bias, as in the paper; "tensor" = each by itself. base: "sgd" (`SGD`) or
+    "adam" (torch.optim.Adam).
+    """
+
+    def __init__(
+        self, params, lr: float, named: list, base: str = "sgd", blocks: str = "layer",
+        ratio: float | None = None, momentum: float = 0.9, nesterov: bool = False, betas=(0.9, 0.999),
+        eps: float = 1e-8, weight_decay: float = 0.0,
+    ):  # fmt: skip
+        for key, value, known in (("base", base, BASES), ("blocks", blocks, BLOCKS)):
+            if value not in known:
+                words = f"optimizer.{key} is one of {', '.join(known)}, got {value!r}"
+                raise UserError(f"{words}.{suggest(str(value), known)}")
+        if ratio is not None and not ratio > 0:
+            raise UserError(f"optimizer.ratio is null or a number above 0, got {ratio!r}")
+        self.kind, self.ratio, self.members = base, ratio, [p for _, p in named]
+        owners = [name.rpartition(".")[0] if blocks == "layer" else name for name, _ in named]
+        order = {owner: block for block, owner in enumerate(dict.fromkeys(owners))}
+        self.block = torch.tensor([order[owner] for owner in owners], device=self.members[0].device)
+        # [blocks, most tensors of one]: which tensors a block has, filled up with one that does not exist.
+        rows = [(self.block == block).nonzero()[:, 0] for block in range(len(order))]
+        self.table = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=len(named))
+        if base == "sgd":
+            self.base = SGD(params, lr, momentum, weight_decay, nesterov)
+        else:
+            from torch.optim import Adam  # seconds: only for those who ask for it
+
+            self.base = Adam(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+    @property
+    def param_groups(self) -> list:
+        return self.base.param_groups
+
+    def _norms(self, tensors) -> torch.Tensor:
+        """Of each tensor's whole block, float64 [tensors]: in float32 the square of a small gradient is 0."""
+        norms = torch._foreach_norm(tensors, 2, dtype=torch.float64)
+        squares = torch.stack([*norms, torch.zeros_like(norms[0])]).square()
+        return squares[self.table].sum(1).sqrt()[self.block]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        gradients = [p.grad for p in self.members]
+        norms = self._norms(gradients)
+        divisors = torch.where(norms == 0, 1.0, norms)
+        if self.ratio is not None:
+            lengths = self._norms(self.members)
+            divisors = divisors / (self.ratio * torch.where(lengths == 0, 1.0, lengths))
+        torch._foreach_div_(gradients, list(divisors.to(gradients[0].dtype).unbind()))
+        self.base.step()
+
+    def state_dict(self) -> dict:
+        return {"base": self.kind, "state": self.base.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["base"] != self.kind:
+            raise ValueError(f"state of base={state['base']} does not fit base={self.kind}")
+        params = [p for group in self.param_groups for p in group["params"]]
+        if self.kind == "adam":  # torch's own takes any shape
+            for i, saved in state["state"]["state"].items():
+                for name in ("exp_avg", "exp_avg_sq"):
+                    if saved[name].shape != params[i].shape:
+                        shapes = f"{tuple(saved[name].shape)} does not fit parameters of"
+                        raise ValueError(f"{name} of {shapes} {tuple(params[i].shape)}")
+        self.base.load_state_dict(state["state"])
+
+
 def decayed(model: nn.Module, norm_and_bias: bool) -> list[list[tuple[str, nn.Parameter]]]:
     """Trainable parameters in two lists: with weight decay, without. Norms and biases are the parameters of
     at most one dimension; with `norm_and_bias` they are decayed like all others (as torch and NVlabs do) and
@@ -103,7 +182,8 @@ class Held:
     """
 
     def __init__(self, optimizer, hold):
-        self.optimizer, self.hold = optimizer, frozenset(hold)
+        self.optimizer = optimizer.base if isinstance(optimizer, BlockNormalized) else optimizer
+        self.hold = frozenset(hold)
         names = ("momentum", "betas", "weight_decay")
         self.base = [{n: g[n] for n in names if n in g} for g in optimizer.param_groups]
         if "momentum" in self.hold and not any(g.get("momentum") or g.get("betas") for g in self.base):
@@ -177,11 +257,11 @@ def preconditioner(optimizer, flat):
     """A function that returns Adam's 1 / (sqrt(v / (1 - beta2^t)) + eps) for every element of `flat.params`,
     or None before the first step. Gradients times it are what the optimizer steps along (as AdaptDL
     measures)."""
-    if not all("betas" in group and "eps" in group for group in optimizer.param_groups):
+    adam = all("betas" in group and "eps" in group for group in optimizer.param_groups)
+    if not adam or isinstance(optimizer, BlockNormalized):  # whose second moments are of other gradients
         raise UserError(
             "schedule.preconditioned=true measures in Adam's metric, and this optimizer has no second "
-            "moments: "
-            "take optimizer=adamw or preconditioned=false"
+            "moments of the gradient: take optimizer=adamw or preconditioned=false"
         )
 
     def metric():

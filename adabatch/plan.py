@@ -26,12 +26,15 @@ ADAM_TYPE = (
     "sophia",
     "shampoo",
     "soap",
+    "normalized",
+    "normalised",
 )
 
 
 def noise_exponent(target: str) -> float:
     """How the learning rate keeps the gradient noise of a batch: 1 for SGD, 1/2 where steps are divided by a
-    root of second moments or by a sign (Malladi et al. 2022, arXiv 2205.10287), told by the class's name."""
+    root of second moments, by a sign (Malladi et al. 2022, arXiv 2205.10287) or by the gradient's own norm,
+    which where noise rules falls as batch^(-1/2) all the same. Told by the class's name."""
     name = target.rsplit(".", 1)[-1].lower()
     return 0.5 if any(known in name for known in ADAM_TYPE) else 1.0
 

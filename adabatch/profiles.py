@@ -94,7 +94,8 @@ class Profile:
         return found if found is not None and found > 0 else None
 
 
-OTHERWISE = ("base_lr", "init_from", "regime", "input_transform")  # keys of a model that cost no time
+# Keys of a model that cost no time.
+OTHERWISE = ("base_lr", "init_from", "init_head", "regime", "input_transform")
 
 
 def configured(config: dict) -> dict:
@@ -110,11 +111,12 @@ def configured(config: dict) -> dict:
         "deterministic",
         "reduction",
     )
+    optimizer = config["optimizer"]  # model.train counts: less is gone through backward; older ones have all
     found = {
-        "model": {k: v for k, v in model.items() if k not in OTHERWISE},
+        "model": {k: v for k, v in model.items() if k not in OTHERWISE and (k, v) != ("train", "all")},
         "dataset": {k: data.get(k) for k in ("_target_", "size", "augment")},
         "hardware": {k: hardware.get(k) for k in kept},
-        "optimizer": config["optimizer"]["_target_"],
+        "optimizer": " ".join(str(optimizer[k]) for k in ("_target_", "base") if k in optimizer),
         "loss": config["loss"]["_target_"],
         "ema": bool(config.get("ema")),
         "clip_norm": bool(config.get("clip_norm")),

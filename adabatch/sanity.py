@@ -2,10 +2,15 @@
 
 from adabatch import cutting, plan, profiles
 from adabatch.errors import UserError, suggest
+from adabatch.targets import TRAINED
 
 GROUPS = ("model", "dataset", "schedule", "hardware", "optimizer")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
-NORMS = ("ghost", "batch", "group", "layer", "none")
+NORMS = ("ghost", "l1", "batch", "group", "layer", "none")
+BLOCK_NORMALIZED = "adabatch.optim.BlockNormalized"
+# Keys that belong to one base of it, as its YAML has them: elsewhere they would do nothing.
+BASES = {"sgd": {"momentum": 0.9, "nesterov": False}, "adam": {"betas": [0.9, 0.999], "eps": 1e-8}}
+GHOST = ("ghost", "l1")  # those over ghost groups
 
 
 class Values:
@@ -53,6 +58,9 @@ def sane(config: dict) -> None:
             raise UserError(f"{group} needs an option or a _target_ (a class or function), got {node!r}")
     values = Values(config)
     general(values)
+    started(values)
+    if config["optimizer"]["_target_"] == BLOCK_NORMALIZED:
+        block_normalized(values)
     if config["model"]["_target_"].startswith("adabatch."):
         network(values)
     if config["hardware"]["_target_"] == "adabatch.hardware.Hardware":
@@ -75,13 +83,14 @@ def measuring(values: Values, node: dict) -> None:
     """What a schedule's node asks of the network and the optimizer, as far as their names tell."""
     plan.hold(node)
     group, ghost = node.get("noise_group"), values.at("model.ghost")
-    if group and ghost and values.at("model.norm") == "ghost":
+    if group and ghost and values.at("model.norm") in GHOST:
         cutting.noise_group(group, ghost, 0)
     target = values.at("optimizer._target_")
-    if node.get("preconditioned") and plan.noise_exponent(target) == 1:
+    moments = plan.noise_exponent(target) != 1 and target != BLOCK_NORMALIZED
+    if node.get("preconditioned") and not moments:
         raise UserError(
-            f"schedule.preconditioned=true measures in Adam's metric, and {target} has no second moments: "
-            "take optimizer=adamw or preconditioned=false"
+            f"schedule.preconditioned=true measures in Adam's metric, and {target} has no second moments "
+            "of the gradient: take optimizer=adamw or preconditioned=false"
         )
 
 
@@ -151,6 +160,42 @@ def network(values: Values) -> None:
         values.number("model.ghost", "a whole number from 2", lambda v: v >= 2, whole=True)
     if "dropout" in own:
         values.number("model.dropout", "a number from 0 to below 1", lambda v: 0 <= v < 1)
+
+
+def started(values: Values) -> None:
+    """What any network starts from, and what of it is trained."""
+    own = values.config["model"]
+    if "train" in own:
+        values.choice("model.train", TRAINED)
+    if not isinstance(own.get("init_head", True), bool):
+        raise UserError(f"model.init_head is true or false, got {own['init_head']!r}")
+    if own.get("init_head") is False and not own.get("init_from"):
+        raise UserError(
+            "model.init_head=false leaves out the last layer of the weights that model.init_from names, and "
+            "it names none: set model.init_from to a weights file or a run's folder, or init_head to true"
+        )
+
+
+def block_normalized(values: Values) -> None:
+    """Keys of optimizer=block_normalized, and what it makes void."""
+    own, base = values.config["optimizer"], values.at("optimizer.base") or "sgd"
+    for key, known in (("blocks", ("layer", "tensor")), ("base", tuple(BASES))):
+        if key in own:  # only by its class it may come without
+            values.choice(f"optimizer.{key}", known)
+    if own.get("ratio") is not None:
+        values.number("optimizer.ratio", "null or a number above 0", lambda v: v > 0)
+    other = next(kind for kind in BASES if kind != base)
+    for key, default in BASES[other].items():
+        if own.get(key, default) != default:
+            raise UserError(
+                f"optimizer.{key} is a key of base={other}, and the base is {base}, got {own[key]!r}: "
+                f"leave it at {default}, or take base={other}"
+            )
+    if values.at("clip_norm") is not None:
+        raise UserError(
+            "clip_norm shortens the gradient, and optimizer=block_normalized sets its length, so it would do "
+            f"nothing; got clip_norm={values.at('clip_norm')}: set it to null"
+        )
 
 
 def hardware(values: Values) -> None:

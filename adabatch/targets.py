@@ -17,10 +17,11 @@ from adabatch.errors import UserError, suggest
 # Keys that our code reads itself and does not pass to the target, by node. They hold for every option.
 GENERIC = {
     "dataset": tuple("samples test_samples classes limit validation size mean std augment".split()),
-    "model": ("base_lr", "init_from", "name", "regime", "input_transform"),
+    "model": ("base_lr", "init_from", "init_head", "train", "name", "regime", "input_transform"),
     "optimizer": ("decay_norm_and_bias", "bias_lr"),
     "schedule": ("hold", "run"),
 }
+TRAINED = ("all", "last", "norm_last")  # model.train
 # What they become where the user's own loader replaces a data set: that one's figures say nothing about other
 # data.
 NEUTRAL = {

@@ -18,7 +18,7 @@ LAYERS = [
     "noise files environment arguments labels jobrecord native",
     "ghostnorm",
     "console ledger layers convolution data checkpoint trackers ema optim targets profiles suggestions",
-    "inputs kept throughput persample machine logs watch pace",
+    "inputs kept throughput persample machine logs watch pace finetune",
     "runs models statistics flat measure meeting forecast",
     "alike worlds",
     "ranks schedules owner report signals processes",

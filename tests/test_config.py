@@ -9,7 +9,11 @@ import pytest
 from adabatch import config, mistakes, targets
 from adabatch.errors import UserError
 
-EVERY_MODEL = {"init_from": None, "base_lr": 0.05, "regime": None, "input_transform": None}
+# What every network's node has beside its own keys.
+EVERY_MODEL = {
+    "init_from": None, "init_head": True, "train": "all", "base_lr": 0.05, "regime": None,
+    "input_transform": None,
+}  # fmt: skip
 
 
 def checked(*overrides, config_dir=None) -> config.Checked:

@@ -34,10 +34,10 @@ def samples(count=45):
     return TensorSamples(pictures, torch.randint(0, 3, (count,), generator=generator))
 
 
-def network(ghost):
+def network(ghost, norm="ghost"):
     model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, bias=False), layers.norm("ghost", 4, ghost), nn.ReLU(), layers.Dropout(0.3),
-        nn.Flatten(), nn.Linear(64, 5, bias=False), layers.norm("ghost", 5, ghost), nn.Tanh(),
+        nn.Conv2d(1, 4, 3, bias=False), layers.norm(norm, 4, ghost), nn.ReLU(), layers.Dropout(0.3),
+        nn.Flatten(), nn.Linear(64, 5, bias=False), layers.norm(norm, 5, ghost), nn.Tanh(),
         nn.Linear(5, 3),
     ).double()  # fmt: skip
     generator = torch.Generator().manual_seed(5)  # one of our own: ranks are threads here
@@ -47,11 +47,11 @@ def network(ghost):
     return model
 
 
-def trained(ranks, ghost, batches, micro_batch, ordered, measured):
+def trained(ranks, ghost, batches, micro_batch, ordered, measured, norm="ghost"):
     """Weights, running statistics and what was measured after training on batches of these sizes."""
     hardware = Hardware(device="cpu", precision="fp64", threads=1, reduction="ordered" if ordered else "fast")
     hardware.ranks = ranks
-    model, micro = network(ghost), layers.MicroBatch(0)
+    model, micro = network(ghost, norm), layers.MicroBatch(0)
     layers.bind(model, micro)
     flat = Flat(model, [list(model.named_parameters())])
     optimizer = optim.SGD([{"params": [v]} for v in flat.vectors()], lr=0.0, momentum=0.9, weight_decay=0.01)
@@ -110,6 +110,21 @@ def test_ordered_is_the_same_bits_on_any_number_of_ranks(ghost, batches, micro, 
     for weights, said in together(world, lambda r: trained(r, ghost, batches, micro, True, measured)):
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
         assert said == told
+
+
+@given(**cases)
+@settings(max_examples=10, deadline=None)
+@example(ghost=8, batches=[20, 45, 1], micro=8, world=3, measured=True)  # tails of 4, 5; one sample
+@example(ghost=2, batches=[5, 60], micro=4, world=4, measured=False)  # a last group of one sample
+def test_l1_norm_knows_no_cut_either(ghost, batches, micro, world, measured):
+    """Fast within rounding in float64; ordered to the bit on any number of ranks."""
+    expected, told = trained(Alone(), ghost, batches, 10**6, False, measured, "l1")
+    for weights, said in together(world, lambda r: trained(r, ghost, batches, micro, False, measured, "l1")):
+        assert difference(weights, expected) <= 1e-10
+        assert said == pytest.approx(told, rel=1e-8, abs=1e-10)
+    alone, _ = trained(Alone(), ghost, batches, micro, True, measured, "l1")
+    for weights, _ in together(world, lambda r: trained(r, ghost, batches, micro, True, measured, "l1")):
+        assert all(torch.equal(weights[name], alone[name]) for name in alone)
 
 
 def test_plain_batch_norm_does_depend_on_the_cut():

@@ -1,10 +1,14 @@
-"""Ghost batch norm against torch's batch norm group by group, and dropout addressed by position."""
+"""Ghost batch norm against torch's batch norm group by group, L1 and layer norm against their formulas, and
+dropout addressed by position."""
+
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support import resolved
 
-from adabatch import ghostnorm, layers
+from adabatch import build, ghostnorm, layers
 from adabatch.errors import UserError
 
 
@@ -60,6 +64,124 @@ def test_ghost_norm_is_batch_norm_of_each_group(shape, channels_last):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(layer.running_mean, mean, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(layer.running_var, var, rtol=1e-12, atol=1e-12)
+
+
+def l1_by_hand(x, weight, bias, mean=None, deviation=None, eps=1e-5):
+    """One group, channel by channel: (y, its mean, its deviation)."""
+    outs, means, deviations = [], [], []
+    for c in range(x.shape[1]):
+        values = x[:, c]
+        mu = values.sum() / values.numel() if mean is None else mean[c]
+        if deviation is None:
+            s = math.sqrt(math.pi / 2) * (values - mu).abs().sum() / values.numel()
+        else:
+            s = deviation[c]
+        outs.append(weight[c] * (values - mu) / (s + eps) + bias[c])
+        means.append(mu.detach())
+        deviations.append(s.detach())
+    return torch.stack(outs, 1), torch.stack(means), torch.stack(deviations)
+
+
+@pytest.mark.parametrize("shape", [(20, 3, 4, 4), (21, 3, 4, 4), (17, 5), (9, 5), (1, 3, 4, 4)])
+def test_l1_norm_is_its_formula_in_each_group(shape):
+    """Values, gradients, and the running statistics by one update for each group in order."""
+    torch.manual_seed(0)
+    layer = layers.norm("l1", shape[1], 8).double()
+    layer.weight.data.uniform_(0.5, 1.5)
+    layer.bias.data.normal_()
+    x = (torch.randn(shape, dtype=torch.float64) * 2 + 1).requires_grad_()
+    mean, deviation, outs = torch.zeros(shape[1]).double(), torch.ones(shape[1]).double(), []
+    for part in x.split(layers.group_sizes(shape[0], 8)):
+        if len(part) == 1:
+            outs.append(l1_by_hand(part, layer.weight, layer.bias, mean, deviation)[0])
+            continue
+        out, mu, s = l1_by_hand(part, layer.weight, layer.bias)
+        kept = 0.9 ** (len(part) / 128)
+        mean, deviation = kept * mean + (1 - kept) * mu, kept * deviation + (1 - kept) * s
+        outs.append(out)
+    expected, grad, wanted = torch.cat(outs), torch.randn(shape).double(), [x, layer.weight, layer.bias]
+    expected_grads = torch.autograd.grad(expected, wanted, grad)
+    given = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    out = layer(given)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(out, wanted, grad), expected_grads):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.running_deviation, deviation, rtol=1e-12, atol=1e-12)
+    layer.eval()
+    expected, *_ = l1_by_hand(x, layer.weight, layer.bias, mean, deviation)
+    torch.testing.assert_close(layer(given), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_gradients_of_l1_norm_are_those_of_finite_differences(train):
+    torch.manual_seed(0)
+    x = torch.randn(9, 2, 3, dtype=torch.float64, requires_grad=True)
+    layer = layers.norm("l1", 2, 4).double().train(train)
+    layers.bind(layer, micro := layers.MicroBatch(0))
+    micro.groups = [4, 4, 1]
+    weight, bias = torch.rand(2, dtype=torch.float64) + 0.5, torch.randn(2, dtype=torch.float64)
+
+    def normalised(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+
+    assert torch.autograd.gradcheck(normalised, (x, weight.requires_grad_(), bias.requires_grad_()))
+
+
+def test_the_deviation_of_normal_numbers_is_their_standard_deviation():
+    """What sqrt(pi / 2) is for: E|x - mu| = sigma sqrt(2 / pi)."""
+    torch.manual_seed(0)
+    layer = layers.norm("l1", 1, 2).double()
+    layers.bind(layer, micro := layers.MicroBatch(0))
+    x = 3 * torch.randn(200_000, 1, dtype=torch.float64) + 5
+    micro.groups, micro.weights, micro.record = [len(x)], torch.ones(1).double(), True
+    layer(x)
+    assert layer.pending_deviation.item() == pytest.approx(3, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "kind, dtype", [("l1", torch.float32), ("l1", torch.bfloat16), ("ghost", torch.float32)]
+)
+def test_a_norm_keeps_precision_and_memory_format_and_may_be_overwritten(kind, dtype):
+    """Statistics in the weights' precision; an in-place ReLU behind it changes no gradient."""
+    torch.manual_seed(0)
+    x = torch.randn(20, 4, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    plus = torch.randn(20, 4, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
+    grads, layer = [], layers.norm(kind, 4, 8)
+    for inplace in (False, True):
+        y = layer(x)
+        assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+        grads.append(torch.autograd.grad((F.relu(y, inplace) * plus).sum(), x)[0])
+    grads.append(torch.autograd.grad((layer(x, clip=math.inf) * plus).sum(), x)[0])
+    assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
+    joined = layers.Joined(layer)(x, plus)
+    torch.testing.assert_close(joined, F.relu(layer(x) + plus), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("norm, asked", [("l1", []), ("ghost", [[1]])])
+def test_the_kernel_in_c_is_offered_to_batch_norm_only(norm, asked, monkeypatch):
+    """It knows no other formula, and what a run says of its kernel would be wrong."""
+    config, offered = resolved("model=convnet", f"model.norm={norm}", "dataset.limit=40"), []
+    monkeypatch.setattr(ghostnorm, "adopt", lambda norms, ranks: offered.append([1]) or "c")
+    parts = build.build(config)
+    assert offered == asked and parts.hardware.ghost_norm == ("c" if asked else "library")
+    assert layers.ghost_size(parts.step.model) == 32
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5), (3, 4)])
+def test_layer_norm_is_its_formula(shape):
+    """Ba et al. 2016 (arXiv 1607.06450): mean and variance of one sample, over all its numbers."""
+    torch.manual_seed(0)
+    layer = layers.norm("layer", 4).double()
+    layer.weight.data.uniform_(0.5, 1.5)
+    layer.bias.data.normal_()
+    x = torch.randn(shape, dtype=torch.float64) * 2 + 1
+    for one, y in zip(x, layer(x)):
+        mean = one.sum() / one.numel()
+        variance = ((one - mean) ** 2).sum() / one.numel()
+        for c in range(4):
+            expected = (one[c] - mean) / torch.sqrt(variance + 1e-5) * layer.weight[c] + layer.bias[c]
+            torch.testing.assert_close(y[c], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_default_horizon_is_torchs_momentum_at_128():

@@ -10,6 +10,8 @@ import torch
 import yaml
 from torch import nn
 
+from adabatch import layers
+from adabatch import finetune
 from adabatch.errors import UserError
 from adabatch.layers import Dropout, split_dependent
 from adabatch.models import preresnet, resnet, wide_resnet
@@ -229,7 +231,7 @@ def test_a_wide_block_projects_the_activated_input_and_adds_the_raw_one():
         assert torch.allclose(block(x), outer + shortcut, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["ghost", "batch", "group", "layer", "none"])
+@pytest.mark.parametrize("norm", layers.NORMS)
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_a_preactivation_block_adds_the_projection_of_the_raw_input(norm, bottleneck):
     """Without a norm an activation in place would change the input before the shortcut reads it."""
@@ -314,7 +316,7 @@ NORMED = [
 ]
 
 
-@pytest.mark.parametrize("norm", ["group", "none"])
+@pytest.mark.parametrize("norm", ["l1", "group", "none"])
 @pytest.mark.parametrize("network, keys", NORMED)
 def test_every_norm_works_in_every_network(network, keys, norm):
     one_step(network, 1, norm=norm, **keys)
@@ -485,6 +487,18 @@ def test_with_ghost_norm_a_torchvision_network_is_the_same_function_of_one_group
         assert torch.allclose(one.grad, other.grad, rtol=1e-6, atol=1e-9 * one.grad.abs().max()), key
     assert torch.allclose(ours(x), torch.cat([ours(x[:4]), ours(x[4:])]), rtol=1e-10)
     assert not torch.allclose(plain(x), torch.cat([plain(x[:4]), plain(x[4:])]), rtol=1e-3)
+
+
+def test_torchvisions_weights_fit_its_network_with_ghost_norm():
+    from torchvision.models import resnet18
+
+    reference = resnet18(num_classes=5)
+    for parameter in reference.parameters():
+        parameter.data.normal_()
+    ours = Torchvision(5, norm="ghost")
+    finetune.initialise(ours, reference.state_dict(), "a file")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(reference.eval()(x), ours.eval()(x))
 
 
 def test_dropout_of_a_torchvision_network_becomes_dropout_by_position():

@@ -19,6 +19,7 @@ class Torchvision(nn.Module):
     """
 
     needs_channels = 3
+    foreign_prefix = "network."  # what the names in torchvision's own weights files lack
 
     def __init__(self, num_classes: int, *, name: str = "resnet18", norm: str = "own", ghost: int = 32):
         super().__init__()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adabatch import cutting, plan
+from adabatch import cutting, plan, sanity
 from adabatch.errors import UserError
 from adabatch.phases import Phase, curve, phases, totals
 from adabatch.planning import bounds
@@ -96,7 +96,7 @@ def ghost_group(model: dict) -> int | None:
     """Samples in a ghost group, from the keys of a network of ours; None for another's, which alone knows."""
     if not model["_target_"].startswith("adabatch."):
         return None
-    return model["ghost"] if model.get("norm") == "ghost" else 1
+    return model["ghost"] if model.get("norm") in sanity.GHOST else 1
 
 
 def planned(config: dict, overrides=(), notes=()) -> Plan:

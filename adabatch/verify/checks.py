@@ -1,6 +1,6 @@
 """Which runs are made, and how each is compared with which."""
 
-from adabatch import checkpoint
+from adabatch import checkpoint, sanity
 from adabatch.errors import UserError
 from adabatch.verify import comparing, data
 from adabatch.verify.check import KINDS, Check
@@ -61,7 +61,7 @@ class Verification:
         if after:
             self.earlier[name] = after
         found = self.written(name)
-        found.meta["claims_ghost"] = self.config["model"].get("norm") == "ghost"
+        found.meta["claims_ghost"] = self.config["model"].get("norm") in sanity.GHOST
         self.seen.append((name, found))
         return found
 

@@ -88,7 +88,7 @@ def norms(meta: dict) -> Check:
     nothing."""
     plain = meta["plain_norms"]
     if meta["claims_ghost"] and plain:
-        text = f"plain batch norm behind a configuration that says model.norm=ghost: {listed(plain)}"
+        text = f"plain batch norm behind a configuration that says model.norm=ghost or l1: {listed(plain)}"
         return Check("norms as configured", None, BITWISE, False, text)
     layers = plain + meta["torch_dropouts"]
     text = f"declared, its result depends on how a batch is cut: {listed(layers)}" if layers else None
