@@ -70,6 +70,7 @@ LIGHT += [
     "worlds",
     "alike",
     "labels",
+    "ledger",
     "suggestions",
     "arguments",
     "combinations",

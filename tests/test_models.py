@@ -10,8 +10,7 @@ import torch
 import yaml
 from torch import nn
 
-from adabatch import layers
-from adabatch import finetune
+from adabatch import finetune, layers
 from adabatch.errors import UserError
 from adabatch.layers import Dropout, split_dependent
 from adabatch.models import preresnet, resnet, wide_resnet
