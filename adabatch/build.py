@@ -192,7 +192,6 @@ def compiled(model, hardware):
             "numbers on a CPU, by a fault of the compiler's (docs/log.md): take hardware.compile=false, or "
             "precision=fp32"
         )
-    torch.compiler.reset()  # networks of this process's earlier runs count towards the limit of compilations
     return torch.compile(model, dynamic=False)
 
 
