@@ -21,9 +21,10 @@ def _know_the_environment() -> str:
     Runs before any test module is imported: OpenMP reads its variable once, when torch is imported.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # A shell's `command &` ignores Ctrl-C, and so would every program that a test starts to stop it.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell's `command &` ignores Ctrl-C, nohup a hangup, and so would every program that a test starts to stop.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     # Under pytest-xdist the workers inherit the changed environment, so the real value is kept beside it.
     os.environ.setdefault("ADABATCH_REAL_DATA", os.environ.get("ADABATCH_DATA", ""))
     for name in list(os.environ):

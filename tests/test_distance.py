@@ -24,7 +24,9 @@ def first_weights(*overrides) -> dict:
     config = resolved(*overrides)
     hardware = build.make(config["hardware"], "hardware")
     hardware.set_up(None)
-    network = build.network(config["model"], build.data(config["dataset"]), config["seed"], hardware, None)
+    network = build.network(
+        config["model"], build.data(config["dataset"]), config["seed"], hardware, config["dataset"]
+    )
     return {name: p.detach().double().clone() for name, p in network.named_parameters()}
 
 
