@@ -119,6 +119,7 @@ class Hardware:
             # A job sees its own GPUs only; where there are fewer than processes they share.
             self.device = own_gpu(self.device, local, torch.cuda.device_count())
             torch.cuda.set_device(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)  # of the run before in this process
         if meeting:
             self.ranks = Ranks(meeting, self.device)
         torch.set_num_threads(self.threads)

@@ -286,6 +286,7 @@ def split_dependent(model: nn.Module) -> list[str]:
             stateful
             or (isinstance(m, torch_dropout) and m.p > 0)
             or (isinstance(m, nn.RNNBase) and m.dropout > 0)
+            or type(m).__name__ in ("StochasticDepth", "DropPath")  # torchvision's, timm's
         ):
             names.append(f"{name} ({type(m).__name__})")
     return names

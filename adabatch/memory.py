@@ -21,6 +21,7 @@ from pathlib import Path
 from adabatch import __version__, cutting, environment, machine
 from adabatch.errors import OutOfMemory, is_out_of_memory
 from adabatch.files import write_json
+from adabatch.labels import TOLD
 
 RISE = 0.03  # a throughput within this share of another counts as equal
 PATIENCE = 2  # sizes in a row that bring no rise, after which no larger one is tried
@@ -72,7 +73,7 @@ def depends_on(step, config: dict, classes: int, largest: int) -> dict:
     x, _ = step.stream.batch(0, 1)
     gpu = hardware.device.type == "cuda"
     found = dict(
-        model={k: v for k, v in config["model"].items() if k not in ("regime", "input_transform")},
+        model={k: v for k, v in config["model"].items() if k not in TOLD},
         loss=config["loss"],
         layout=hashlib.sha256(json.dumps(step.flat.layout).encode()).hexdigest()[:16],
         shape=list(x.shape[1:]),

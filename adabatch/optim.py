@@ -157,9 +157,14 @@ def groups(model: nn.Module, node: dict) -> list[tuple[list, dict]]:
     1 / bias_lr of the weight decay, which leaves lr * weight_decay what it is (davidcpage/cifar10-fast).
     """
     scale, found = node.get("bias_lr", 1), []
+    if scale != 1 and "weight_decay" not in node:
+        raise UserError(
+            f"optimizer.bias_lr={scale:g} divides optimizer.weight_decay for the biases, and "
+            f"{node.get('_target_')} is given none: add +optimizer.weight_decay=0, or what it shall be"
+        )
     for named, own in zip(decayed(model, node.get("decay_norm_and_bias", True)), ({}, {"weight_decay": 0.0})):
         biases = [(n, p) for n, p in named if p.dim() == 1 and n.endswith("bias")] if scale != 1 else []
-        decay = {} if own or "weight_decay" not in node else {"weight_decay": node["weight_decay"] / scale}
+        decay = {} if own or scale == 1 else {"weight_decay": node["weight_decay"] / scale}
         apart = {id(p) for _, p in biases}
         found.append(([(n, p) for n, p in named if id(p) not in apart], own))
         found.append((biases, own | decay | {"lr_scale": float(scale)}))

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from adabatch.errors import UserError
 from adabatch.files import FORMAT, number, read_json, write_json
+from adabatch.labels import TOLD
 
 REMEDY = "adabatch-profile writes such a file, with the same overrides as the run's"
 MOST_PROFILES, MOST_POINTS, MOST_PASSES = 64, 500, 10_000
@@ -94,32 +95,26 @@ class Profile:
         return found if found is not None and found > 0 else None
 
 
-# Keys of a model that cost no time.
-OTHERWISE = ("base_lr", "init_from", "init_head", "regime", "input_transform")
+# Keys of a model that cost no time; younger ones at what older profiles had (what is trained costs time).
+OTHERWISE = ("base_lr", "init_from", "init_head", *TOLD)
+EARLIER = (("train", "all"), ("norm", "own"))
 
 
 def configured(config: dict) -> dict:
-    """What of a resolved configuration the time of a step depends on, beside the batch: known without
-    torch."""
+    """What of a resolved configuration a step's time depends on beside the batch: known without torch."""
     model, data, hardware = config["model"], config["dataset"], config["hardware"]
-    kept = (
-        "precision",
-        "memory_format",
-        "compile",
-        "convolution",
-        "ghost_norm",
-        "deterministic",
-        "reduction",
-    )
-    optimizer = config["optimizer"]  # model.train counts: less is gone through backward; older ones have all
+    kept = "precision memory_format compile convolution ghost_norm deterministic reduction".split()
+    optimizer = config["optimizer"]
+    unread = (*OTHERWISE, "ghost") if model.get("norm") == "own" else OTHERWISE
     found = {
-        "model": {k: v for k, v in model.items() if k not in OTHERWISE and (k, v) != ("train", "all")},
+        "model": {k: v for k, v in model.items() if k not in unread and (k, v) not in EARLIER},
         "dataset": {k: data.get(k) for k in ("_target_", "size", "augment")},
         "hardware": {k: hardware.get(k) for k in kept},
         "optimizer": " ".join(str(optimizer[k]) for k in ("_target_", "base") if k in optimizer),
         "loss": config["loss"]["_target_"],
         "ema": bool(config.get("ema")),
         "clip_norm": bool(config.get("clip_norm")),
+        **({"flip": True} if (config.get("evaluate") or {}).get("flip") else {}),  # of the evaluation's rate
     }
     return json.loads(json.dumps(found, default=str))
 

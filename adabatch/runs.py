@@ -39,10 +39,10 @@ EXCLUDED = (
     "hardware.own_process", "hardware.micro_batch", "hardware.prefer", "hardware.join_timeout", "compare",
     "timing", "rehearsal.kill_after", "rehearsal.witness", "forecast", "model.input_transform",
 )  # fmt: skip
-
 ALONE = ("hardware.parallel_runs", "hardware.own_process")  # of a multirun, never of what a run computes
 # Keys that are younger than some runs, and what those did: with these values a run stays the same run.
 LATER = {"optimizer.bias_lr": 1, "evaluate.flip": False, "model.train": "all", "model.init_head": True}
+LATER |= {"model.norm": "own"}
 
 # What is measured in a row or a summary; everything else is equal between equal runs.
 TIMES = ("seconds", "train_seconds", "device_seconds", "wall_seconds")
@@ -62,11 +62,13 @@ def listed_for(config: dict) -> tuple:
     a batch is cut, so everything about hardware counts; so it does for networks that are not ours, which may
     hold one, or torch's dropout; but for a rehearsal."""
     model = config.get("model") or {}
-    target = str(model.get("_target_"))
-    ours = target.startswith("adabatch.") and not target.startswith("adabatch.models.torchvision.")
-    if (model.get("norm") == "batch" or not ours) and not config.get("rehearsal"):
-        return tuple(e for e in EXCLUDED if not e.startswith("hardware.") or e in ALONE)
-    return EXCLUDED
+    norm, target = model.get("norm"), str(model.get("_target_"))
+    torchvisions = target.startswith("adabatch.models.torchvision.") and norm != "ghost"
+    listed = (*EXCLUDED, "model.ghost") if torchvisions else EXCLUDED  # nothing reads it there
+    ours = target.startswith("adabatch.") and not torchvisions
+    if (norm == "batch" or not ours) and not config.get("rehearsal"):
+        return tuple(e for e in listed if not e.startswith("hardware.") or e in ALONE)
+    return listed
 
 
 def contents(config: dict) -> dict:
@@ -103,10 +105,8 @@ def _weights_digest(source: str) -> str:
 
 
 def identity(config: dict, contents: dict | None = None) -> str:
-    """8 hex digits over the resolved configuration without the excluded keys.
-
-    contents: {dotted key: digest}, which takes the place of its value (a file enters by what is in it).
-    """
+    """8 hex digits over the resolved configuration without the excluded keys. contents: {dotted key: digest},
+    which takes the place of its value (a file enters by what is in it)."""
     listed = listed_for(config)
 
     def reduced(value, path):
@@ -114,8 +114,8 @@ def identity(config: dict, contents: dict | None = None) -> str:
             return contents[path]
         if isinstance(value, dict):
             inner = {str(k): (f"{path}.{k}" if path else str(k), v) for k, v in value.items()}
-            kept = {k: e for k, e in inner.items() if e[0] not in LATER or LATER[e[0]] != e[1]}
-            return {k: reduced(v, p) for k, (p, v) in kept.items() if not excluded(p, listed)}
+            kept = {k: e for k, e in inner.items() if not excluded(e[0], listed) and e not in LATER.items()}
+            return {k: reduced(v, p) for k, (p, v) in kept.items()}
         if isinstance(value, (list, tuple)):
             return [reduced(v, f"{path}[]") for v in value]
         if isinstance(value, float) and math.isfinite(value) and value == int(value):

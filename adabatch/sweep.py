@@ -119,6 +119,8 @@ def _here(config, folder, overrides, notes, named) -> dict:
     """The job in this process, which has what the one before it left: torch at work, the data, a GPU's
     context. KeyboardInterrupt where it was told to stop."""
     log.info(f"job {len(records)}: {label(overrides) or 'defaults'}")
+    with contextlib.suppress(OSError):  # Linux: the peak of memory is that of this job
+        Path("/proc/self/clear_refs").write_text("5")
     with Stop() as stop:
         code = jobs.run_job(config, folder, overrides, notes, stop=stop, places=named)[1]
     records.append(_record(folder, overrides, code, os.getpid(), stop.reason is not None))

@@ -13,11 +13,12 @@ import os
 import sys
 
 from adabatch.errors import UserError, suggest
+from adabatch.labels import TOLD
 
 # Keys that our code reads itself and does not pass to the target, by node. They hold for every option.
 GENERIC = {
     "dataset": tuple("samples test_samples classes limit validation size mean std augment".split()),
-    "model": ("base_lr", "init_from", "init_head", "train", "name", "regime", "input_transform"),
+    "model": ("base_lr", "init_from", "init_head", "train", "name", *TOLD),
     "optimizer": ("decay_norm_and_bias", "bias_lr"),
     "schedule": ("hold", "run"),
 }

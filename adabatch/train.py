@@ -30,7 +30,7 @@ def train(config: dict, folder: Path, stop=lambda: None, meeting=None, leg=None)
     at every step. meeting: of several ranks (`meeting.py`), each of which calls this. leg(batch size): the
     number of processes to go on with, None for these. Raises UserError, Diverged, Interrupted and HandOver
     (state saved), MemoryError or torch.OutOfMemoryError, OSError."""
-    ledger = Ledger(passes=config["timing"] == "phases")
+    ledger = Ledger(passes=config.get("timing") == "phases")
     parts = build(config, ledger, meeting)
     run = Record(config, folder, parts, ledger)
     code = 1

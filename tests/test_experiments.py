@@ -1,7 +1,11 @@
 """The experiments of conf/experiment: batches and learning rates against their sources' tables."""
 
+import os
 import re
+import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from adabatch import config, plan
+from adabatch import config, cutting, plan
 from adabatch.composed import Composed
 
 ROOT = Path(__file__).parents[1]
@@ -95,11 +99,16 @@ def test_the_four_gpu_settings_warm_up_once_an_epoch_from_the_baseline_batch():
     assert fixed == [(20 * k, 128, pytest.approx(0.1 * 0.25**k)) for k in range(5)]
 
 
-def test_the_number_of_processes_is_no_part_of_adabatch_multi():
-    """The reproduction's batch was per process, so that three of them trained with three times the batch."""
-    for processes in (1, 3):
-        found = table("experiment=adabatch_multi", f"hardware.processes={processes}")
-        assert [b for _, b, _ in found] == [128, 256, 512, 1024, 2048]
+def test_adabatch_multi_has_one_batch_for_all_processes_together():
+    """The reproduction's was per process: three of them trained with three times the batch. Here their shares
+    of any batch add up to it, in whole micro-batches of 64."""
+    tree = composed("experiment=adabatch_multi")
+    assert tree["hardware"]["processes"] == 3 and tree["hardware"]["reduction"] == "ordered"
+    for _, batch, _ in table("experiment=adabatch_multi"):
+        for world in (1, 3):
+            shares = [cutting.parts(batch, 32, 64, rank, world, None, True) for rank in range(world)]
+            sizes = [rows.stop - rows.start for share in shares for rows in share.passes]
+            assert sum(sizes) == batch and set(sizes) == {64}
 
 
 @pytest.mark.parametrize("factor, batches, lrs", [
@@ -146,18 +155,68 @@ def test_a_command_file_says_what_it_does_and_names_an_experiment(script):
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "launch").glob("*.sh")))
 def test_every_series_has_pieces_for_a_gpu(script):
     text = (ROOT / "launch" / "gpu" / script).read_text()
-    assert f'sh "$here/{script}"' in text and "piece.sh" in text and f"launch/gpu/{script}" in text
+    assert f"launch/gpu/{script} " in text  # how it is called
     subprocess.run(["sh", "-n", ROOT / "launch" / "gpu" / script], check=True)
 
 
+@pytest.fixture
+def pieces(tmp_path):
+    """The command files beside a stand-in for the program that says how it was called, and ends with the code
+    in the file "code". -> run(script, words): what it says, and its code."""
+    shutil.copytree(ROOT / "launch", tmp_path / "launch", ignore=shutil.ignore_patterns("hydra_plugins"))
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    stands_in = tmp_path / ".venv/bin/adabatch"
+    stands_in.write_text(f'#!/bin/sh\necho "$*"\nexit "$(cat {tmp_path}/code)"\n')
+    stands_in.chmod(0o755)
+    (tmp_path / ".venv/bin/adabatch-report").symlink_to("/bin/true")
+    (tmp_path / "code").write_text("0")
+
+    def run(script, *words, **variables):
+        return subprocess.run(["sh", tmp_path / "launch" / script, *words], cwd=tmp_path, text=True,
+                              capture_output=True, timeout=60, env=os.environ | variables)  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "launch").glob("*.sh")))
+def test_a_piece_for_a_gpu_is_the_series_with_what_was_given(pieces, script):
+    alone = pieces(script, "hardware.precision=bf16", "a key=1 2")
+    piece = pieces(f"gpu/{script}", "1", "a key=1 2")
+    assert piece.returncode == alone.returncode == 0 and alone.stdout.count("a key=1 2") > 0
+    assert piece.stdout.replace(" hardware=gpu", "") == alone.stdout
+    for words in ((), ("a key=1 2",), ("0", "a"), ("-1", "b")):
+        refused = pieces(f"gpu/{script}", *words)
+        assert refused.returncode == 2 and "minutes" in refused.stderr and not refused.stdout
+
+
+def test_where_a_run_fails_the_series_goes_on_and_where_nothing_can_run_it_ends(pieces, tmp_path):
+    for code, count in ((0, 6), (1, 6), (2, 1), (130, 1)):
+        (tmp_path / "code").write_text(str(code))
+        done = pieces("adabatch_cifar.sh", "seed=3")
+        assert done.returncode == code
+        lines = done.stdout.splitlines()
+        assert len(lines) == count and all(line.endswith("seed=3") for line in lines)
+    assert lines == ["-m experiment=adabatch_cifar_alexnet model=alexnet dataset=cifar10 seed=3"]
+    done = pieces("adabatch_cifar.sh", NETWORKS="vgg", DATASETS="cifar100")
+    assert done.stdout == "-m experiment=adabatch_cifar model=vgg dataset=cifar100\n"
+
+
 def test_a_piece_ends_in_time_by_the_signal_that_saves_and_hands_on_other_ends(tmp_path):
-    piece = ["sh", ROOT / "launch" / "gpu" / "piece.sh"]
+    piece = [sys.executable, ROOT / "launch" / "gpu" / "piece.py"]
     saves = "trap 'echo saved; exit 130' INT; while :; do sleep 0.1; done"
     done = subprocess.run([*piece, "0.01", "sh", "-c", saves], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stdout == "saved\n0.01 minutes are over: the same command goes on from here\n"
     for code in (0, 1, 2):
         assert subprocess.run([*piece, "1", "sh", "-c", f"exit {code}"], timeout=60).returncode == code
+    started = subprocess.Popen(
+        [*piece, "1", "sh", "-c", saves.replace("while", "echo begun; while", 1)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout.readline() == "begun\n"
+    started.send_signal(signal.SIGINT)  # Ctrl-C reaches what runs, at once
+    assert started.communicate(timeout=30)[0] == "saved\n" and started.returncode == 130
 
 
 @pytest.mark.real_data
@@ -165,7 +224,7 @@ def test_a_piece_ends_in_time_by_the_signal_that_saves_and_hands_on_other_ends(t
 def test_adabatch_cifar_small_from_its_command_file(tmp_path):
     """Both data sets: the script hands on what it was given, once for each comparison."""
     words = ("compare.arms=[fixed,adaptive]", "compare.ladder=16", "compare.seeds=1", "epochs=5",
-             "dataset.limit=300", "schedule.base_batch=8", "evaluate.every=5")  # fmt: skip
+             "dataset.limit=300", "schedule.base_batch=8", "evaluate.every=5", "timing=phases")  # fmt: skip
     text = launched("adabatch_cifar.sh", *words, cwd=tmp_path, NETWORKS="alexnet")
     assert len(list(tmp_path.glob("outputs/compare-*/compare.yaml"))) == 2
     assert text.count("adabatch  ") >= 2 and "interim" in text

@@ -500,6 +500,14 @@ def test_torchvisions_weights_fit_its_network_with_ghost_norm():
     assert torch.equal(reference.eval()(x), ours.eval()(x))
 
 
+def test_a_torchvision_network_that_draws_by_forward_pass_is_refused_with_ghost_norm_and_named_without():
+    with pytest.raises(UserError, match=r"efficientnet_b0 has layers .*StochasticDepth.*norm=own"):
+        Torchvision(5, name="efficientnet_b0", norm="ghost")
+    with torch.device("meta"):
+        plain = Torchvision(5, name="convnext_tiny")  # layer norms, and nothing else that a cut would change
+    assert split_dependent(plain) and all("StochasticDepth" in name for name in split_dependent(plain))
+
+
 def test_dropout_of_a_torchvision_network_becomes_dropout_by_position():
     ours = Torchvision(5, name="alexnet", norm="ghost")
     kinds = [type(m) for m in ours.modules() if "Dropout" in type(m).__name__]

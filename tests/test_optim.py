@@ -164,7 +164,10 @@ def biased():
                 ("0.bias 1.bias 3.bias", {"lr_scale": 64.0, "weight_decay": 0.0}),
             ],
         ),
-        ({"bias_lr": 2}, [("0.weight 3.weight", {}), ("0.bias 1.bias 3.bias", {"lr_scale": 2.0})]),
+        (
+            {"bias_lr": 2, "weight_decay": 0},
+            [("0.weight 3.weight", {}), ("0.bias 1.bias 3.bias", {"lr_scale": 2.0, "weight_decay": 0})],
+        ),
     ],
 )  # fmt: skip
 def test_biases_have_a_group_of_their_own_and_frozen_scales_none(keys, expected):
@@ -172,9 +175,15 @@ def test_biases_have_a_group_of_their_own_and_frozen_scales_none(keys, expected)
     assert [(" ".join(name for name, _ in named), own) for named, own in found] == expected
 
 
+def test_bias_lr_without_a_weight_decay_to_divide_is_refused():
+    # A class may have a default of its own, as torch's AdamW: biases would have all of it.
+    with pytest.raises(UserError, match=r"bias_lr=2 divides .* my.Own is given none.*weight_decay=0"):
+        optim.groups(biased(), {"_target_": "my.Own", "bias_lr": 2})
+
+
 def test_bias_lr_without_a_bias_is_refused():
     with pytest.raises(UserError, match="bias_lr=64 is for biases, and this network has none"):
-        optim.groups(nn.Linear(3, 2, bias=False), {"bias_lr": 64})
+        optim.groups(nn.Linear(3, 2, bias=False), {"bias_lr": 64, "weight_decay": 0.1})
 
 
 @pytest.mark.parametrize("target", ["adabatch.optim.SGD", "torch.optim.SGD", "torch.optim.AdamW"])

@@ -77,6 +77,22 @@ def test_a_younger_key_changes_the_identity_only_where_it_changes_the_run():
     assert runs.identity(now) == runs.identity(older)
 
 
+def test_torchvisions_networks_keep_their_names_and_with_ghost_norm_do_not_depend_on_the_hardware():
+    """The keys norm and ghost are younger than the option; under norm: own nothing reads ghost."""
+    model = {"_target_": "adabatch.models.torchvision.Torchvision", "name": "resnet18"}
+    node = {"processes": 1, "own_process": True}
+    before = runs.identity({"model": model, "hardware": node})
+    own = model | {"norm": "own", "ghost": 32}
+    assert runs.identity({"model": own, "hardware": node}) == before
+    assert runs.identity({"model": own | {"ghost": 16}, "hardware": node | {"own_process": False}}) == before
+    assert runs.identity({"model": own, "hardware": node | {"processes": 4}}) != before
+    ghost = runs.identity({"model": own | {"norm": "ghost"}, "hardware": node})
+    assert ghost not in (before, runs.identity({"model": own | {"norm": "ghost", "ghost": 16}}))
+    assert runs.identity({"model": own | {"norm": "ghost"}, "hardware": {"processes": 4}}) == runs.identity(
+        {"model": own | {"norm": "ghost"}, "hardware": {"processes": 1}}
+    )
+
+
 def test_the_identity_is_eight_hex_digits_and_the_same_in_every_version_of_this_code():
     assert runs.identity({"b": 1, "a": {"c": [1.5, None, True]}, "log": 3}) == "95b34d14"
     assert runs.identity({"a": {"c": [1.5, None, True]}, "b": 1.0}) == "95b34d14"

@@ -4,7 +4,7 @@ with ours, by which no cut of a batch changes a result."""
 from torch import nn
 
 from adabatch.errors import UserError, suggest
-from adabatch.layers import Dropout, GhostBatchNorm
+from adabatch.layers import Dropout, GhostBatchNorm, split_dependent
 from adabatch.models.parts import one_of
 
 SMALLEST = 32  # pixels: many networks run on fewer, none was made for them
@@ -35,6 +35,11 @@ class Torchvision(nn.Module):
         stated = models.get_model_weights(name).DEFAULT.meta.get("min_size", (SMALLEST,))
         if norm == "ghost":
             invariant(self.network, ghost)
+            if left := split_dependent(self.network):
+                raise UserError(
+                    "model.norm=ghost makes a network whose result does not depend on how a batch is cut, "
+                    f"and {name} has layers without such a form, got {left[0]}: take model.norm=own"
+                )
         # A vision transformer keeps its side in image_size; its published weights may be for another one.
         self.size = getattr(self.network, "image_size", max(SMALLEST, *stated))
 
@@ -44,7 +49,7 @@ class Torchvision(nn.Module):
 
 def invariant(module: nn.Module, ghost: int) -> None:
     """Puts ghost norm in the place of every batch norm, with its weights and their names, and dropout by
-    position in that of torch's. Dropout of whole channels or blocks has no such form and stays."""
+    position in that of torch's."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             ours = GhostBatchNorm(child.num_features, ghost, child.eps)

@@ -234,6 +234,7 @@ def key(found: Facts) -> dict:
     }
     if on_gpu:
         made["CUDA version"] = versions.get("cuda")
+        made["timing"] = found.config.get("timing") or "whole steps"  # phases: it is waited for at each pass
     known = {"device", "precision", "threads", "_target_"}
     others = {f"hardware.{k}": v for k, v in node.items() if k not in known}
     made |= {text(k, NAME): v for k, v in others.items() if not runs.excluded(str(k))}

@@ -3,6 +3,7 @@
 #   sh launch/gpu/adabatch_cifar.sh 25 dataset.root=DIR            again and again, until it ends by itself
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
-minutes=$1
+PATH="$here/.venv/bin:$PATH" # for a Python; the series looks for itself
+minutes=${1:?minutes of the piece, then overrides}
 shift
-exec sh "$here/gpu/piece.sh" "$minutes" sh "$here/adabatch_cifar.sh" hardware=gpu hardware.precision=bf16 "$@"
+exec python3 "$here/gpu/piece.py" "$minutes" sh "$here/adabatch_cifar.sh" hardware=gpu hardware.precision=bf16 "$@"

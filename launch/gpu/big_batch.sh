@@ -3,6 +3,7 @@
 #   sh launch/gpu/big_batch.sh 25 model=resnet model.depth=44 dataset=cifar10 dataset.root=DIR            again and again, until it ends by itself
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
-minutes=$1
+PATH="$here/.venv/bin:$PATH" # for a Python; the series looks for itself
+minutes=${1:?minutes of the piece, then overrides}
 shift
-exec sh "$here/gpu/piece.sh" "$minutes" sh "$here/big_batch.sh" hardware=gpu hardware.precision=bf16 "$@"
+exec python3 "$here/gpu/piece.py" "$minutes" sh "$here/big_batch.sh" hardware=gpu hardware.precision=bf16 "$@"
