@@ -9,7 +9,7 @@ from support import SMALL, killed, outcome, resolved, run
 from test_train import kill_at_step
 from torch import nn
 
-from adabatch import build, checkpoint, optim, plan
+from adabatch import build, checkpoint, optim, plan, profiles
 from adabatch.errors import UserError
 from adabatch.schedules.setting import Setting
 
@@ -187,20 +187,22 @@ def test_it_has_no_second_moments_of_the_gradient_to_measure_by():
         optim.preconditioner(optimizer, flat)
 
 
-def test_its_learning_rate_follows_the_root_of_the_batch():
+def test_its_learning_rate_follows_the_root_of_the_batch_and_a_profile_knows_its_base():
     """Where noise rules |g| = sqrt(tr S / B): lr g / |g| is SGD with lr sqrt(B / tr S), whose noise is
     equal where that is proportional to B."""
-    for base in BASES:
-        keys = (
-            "schedule=large_batch",
-            "schedule.scaling=auto",
-            "schedule.base_batch=128",
-            "schedule.lr_batch=32",
-        )
-        config = resolved("optimizer=block_normalized", f"optimizer.base={base}", *keys)
-        setting = plan.schedule(config, 1000)(999)
-        plain = plan.schedule(config | {"optimizer": {"_target_": "adabatch.optim.SGD"}}, 1000)(999)
-        assert plain.lr / setting.lr == pytest.approx(2.0)  # 128 / 32 against its root
+    keys = (
+        "schedule=large_batch",
+        "schedule.scaling=auto",
+        "schedule.base_batch=128",
+        "schedule.lr_batch=32",
+    )
+    config = resolved("optimizer=block_normalized", *keys)
+    plain = plan.schedule(config | {"optimizer": {"_target_": "adabatch.optim.SGD"}}, 1000)(999)
+    either = [config | {"optimizer": config["optimizer"] | {"base": base}} for base in BASES]
+    for each in either:  # 128 / 32 against its root
+        assert plain.lr / plan.schedule(each, 1000)(999).lr == pytest.approx(2.0)
+    told = [profiles.configured(each)["optimizer"] for each in either]
+    assert told[0] != told[1] and profiles.configured(resolved())["optimizer"] == "adabatch.optim.SGD"
 
 
 def test_by_its_class_alone_it_has_its_defaults():
@@ -234,7 +236,7 @@ RUN = (*SMALL, "dataset.samples=128", "dataset.test_samples=16", "epochs=2", "op
        "schedule.hold=[momentum]", "checkpoint.every_seconds=0")  # fmt: skip
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["sgd", pytest.param("adam", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_bitwise(base, tmp_path):
     keys = (*RUN, f"optimizer.base={base}", "schedule.base_lr=0.01")
     run(tmp_path / "whole", *keys)

@@ -101,34 +101,35 @@ def test_what_cannot_be_meant_is_refused_before_the_run(overrides, said):
     assert said in str(error.value)
 
 
-def test_the_keys_belong_to_the_run_and_older_runs_keep_their_names(tmp_path):
-    plain = resolved()
-    older = plain | {"model": {k: v for k, v in plain["model"].items() if k not in ("train", "init_head")}}
-    assert runs.identity(older) == runs.identity(plain)
+@pytest.fixture(scope="module")
+def plain():
+    return resolved()
+
+
+def changed(config, **keys):
+    return config | {"model": config["model"] | keys}
+
+
+def older(config):
+    """As it was written before there were these keys."""
+    return config | {"model": {k: v for k, v in config["model"].items() if k not in ("train", "init_head")}}
+
+
+def test_the_keys_belong_to_the_run_and_older_runs_keep_their_names(plain, tmp_path):
+    assert runs.identity(older(plain)) == runs.identity(plain)
     torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
-    source = f"model.init_from='{tmp_path / 'w.pt'}'"
-    configs = [plain, resolved("model.train=last"), resolved("model.train=norm_last"), resolved(source),
-               resolved(source, "model.init_head=false")]  # fmt: skip
+    source = {"init_from": str(tmp_path / "w.pt")}
+    configs = [plain, changed(plain, train="last"), changed(plain, train="norm_last"),
+               changed(plain, **source), changed(plain, **source, init_head=False)]  # fmt: skip
     assert len({runs.identity(config, runs.contents(config)) for config in configs}) == 5
 
 
-def test_a_profile_tells_what_is_trained_but_not_where_the_weights_came_from():
-    plain = resolved()
-    older = plain | {"model": {k: v for k, v in plain["model"].items() if k not in ("train", "init_head")}}
-
-    def other(**keys):
-        return profiles.configured(plain | {"model": plain["model"] | keys})
-
-    assert profiles.configured(older) == profiles.configured(plain) == other(init_head=False, init_from="x")
-    found = [plain["model"].get("train"), other(train="last"), other(train="norm_last")]
-    assert found[0] == "all" and found[1] != found[2] != profiles.configured(plain) != found[1]
-
-
-def test_the_base_of_a_block_normalized_gradient_is_in_a_profile():
-    keys = ["optimizer=block_normalized", "optimizer.base=adam"]
-    sgd, adam = profiles.configured(resolved(keys[0])), profiles.configured(resolved(*keys))
-    assert sgd["optimizer"] != adam["optimizer"]
-    assert profiles.configured(resolved())["optimizer"] == "adabatch.optim.SGD"
+def test_a_profile_tells_what_is_trained_but_not_where_the_weights_came_from(plain):
+    whole = profiles.configured(plain)
+    assert whole == profiles.configured(older(plain))
+    assert whole == profiles.configured(changed(plain, init_head=False, init_from="x"))
+    parts = [profiles.configured(changed(plain, train=train)) for train in ("last", "norm_last")]
+    assert plain["model"]["train"] == "all" and parts[0] != parts[1] and whole not in parts
 
 
 def test_frozen_layers_count_in_the_memory_that_a_micro_batch_is_chosen_by():
@@ -207,7 +208,7 @@ def source(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("train", ["last", "norm_last"])
+@pytest.mark.parametrize("train", [pytest.param("last", marks=pytest.mark.slow), "norm_last"])
 def test_frozen_tensors_do_not_move_by_a_bit_and_a_killed_run_resumes_bitwise(
     train, source, tmp_path, caplog
 ):
