@@ -260,8 +260,8 @@ def test_a_run_is_read_from_its_folder(tmp_path):
 def test_hardware_counts_where_a_network_may_depend_on_the_cut(target):
     """Networks that are not ours may hold plain batch norm or torch's dropout; nobody knows before they are
     built."""
-    theirs = changed("model._target_", target)
-    cut = changed("model._target_", target) | {"hardware": CONFIG["hardware"] | {"micro_batch": 8}}
+    theirs = CONFIG | {"model": {"_target_": target, "init_from": None}}
+    cut = theirs | {"hardware": CONFIG["hardware"] | {"micro_batch": 8}}
     assert runs.identity(theirs) != runs.identity(cut)
 
 

@@ -38,6 +38,7 @@ def test_a_whole_sweep(tmp_path):
     assert first.key == {
         "device": "Tesla T4", "precision": "fp32", "threads": "1", "processes": "1",
         "torch version": "2.15.0", "adabatch version": "0.1.0", "CUDA version": "13.2",
+        "timing": "whole steps",
     }  # fmt: skip
     assert first.updates == 313 and first.alone is None
 
