@@ -9,7 +9,6 @@ import pytest
 from adabatch import config, mistakes, targets
 from adabatch.errors import UserError
 
-
 EVERY_MODEL = {"init_from": None, "base_lr": 0.05, "regime": None, "input_transform": None}
 
 
