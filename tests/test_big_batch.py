@@ -254,7 +254,7 @@ def test_a_table_in_progress_says_what_is_missing(tmp_path):
 def test_the_command_file_runs_the_whole_table(tmp_path):
     """From another folder, a few samples of real digits, one seed; given again it has nothing to do."""
     lines = ["dataset=mnist5k", "dataset.limit=256", "epochs=1", "model.regime.large_batch=256",
-             "model.width=32", "compare.seeds=1", *QUIET]  # fmt: skip
+             "model.width=32", "compare.seeds=1", "hardware.parallel_runs=2", *QUIET]  # fmt: skip
     command = ["sh", str(ROOT / "launch" / "big_batch.sh"), *lines]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stdout + done.stderr
