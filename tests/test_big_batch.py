@@ -237,7 +237,7 @@ def test_runs_of_an_arm_are_alike_and_all_arms_have_the_same_data(tmp_path):
     with pytest.raises(UserError, match="differ in model.width"):
         tabled(tmp_path / "seeds", other=lambda name, seed: {"model.width": 16 + seed})
     with pytest.raises(UserError, match="differ in dataset.test_samples"):
-        tabled(tmp_path / "arms", other=lambda name, seed: {"dataset.test_samples": 99 if name == "a" else 98})
+        tabled(tmp_path / "arms", other=lambda name, seed: {"dataset.test_samples": 98 + (name == "a")})
 
 
 def test_a_table_in_progress_says_what_is_missing(tmp_path):
