@@ -26,6 +26,7 @@ BUNDLES = ("experiment", "arm")  # bundles of overrides, not schema
 _swept: list[str] = []  # the keys that this process's multirun varies
 _checked: dict = {}  # what was checked in this process, by what the user typed
 _schemas: dict = {}
+_read: list = []  # what the composers in use read: our YAMLs by path, time and size, or what equals nothing
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ def conf_dir() -> Path:
     for place in (here / "conf", here.parent / "conf"):
         if (place / "config.yaml").is_file():
             return place
-    raise RuntimeError(
-        f"adabatch was installed without its YAMLs: there is no conf/config.yaml in or beside {here}"
-    )
+    raise RuntimeError(f"adabatch was installed without its YAMLs: no conf/config.yaml in or beside {here}")
 
 
 @contextlib.contextmanager
@@ -58,8 +57,11 @@ def composer(config_dir: str | None = None):
     from hydra._internal.utils import create_config_search_path
 
     _checked.clear()  # another composition may read other files
-    _schemas.clear()
+    if config_dir:
+        _schemas.clear()
     before = GlobalHydra.instance().hydra
+    found = [(str(path), path.stat()) for path in sorted(conf_dir().rglob("*.yaml"))]
+    _read.append(object() if config_dir else tuple((p, s.st_mtime_ns, s.st_size) for p, s in found))
     GlobalHydra.instance().clear()
     try:
         version.setbase("1.3")
@@ -71,6 +73,7 @@ def composer(config_dir: str | None = None):
         yield
     finally:
         GlobalHydra.instance().hydra = before
+        _read.pop()
 
 
 def load(overrides) -> DictConfig:
@@ -89,8 +92,7 @@ def lenient(overrides) -> list[str]:
     A value that names an existing file (or FILE@KEY, a profile in it) is quoted: run folders have '=' in
     their names, and `model.init_from=outputs/model=vgg-1234abcd` should simply work. `+model.width=3` becomes
     `++model.width=3`: whether the replaced class happened to have a width is nothing that a user of another
-    class should have to know. `hydra.launcher.additional` takes any option of sbatch, none of which it has
-    before.
+    class should have to know. `hydra.launcher.additional` takes any option of sbatch.
     """
     result = []
     for override in overrides:
@@ -123,12 +125,12 @@ def typed(overrides) -> set:
 
 
 def schema(choices: dict, config_name: str = "config") -> dict:
-    """What the chosen options' YAMLs say, without any override of a value: {key: value}, interpolations
-    unresolved."""
+    """What the chosen options' YAMLs say, without overrides: {key: value}, interpolations unresolved."""
     chosen = {
         k: v for k, v in choices.items() if not k.startswith("hydra/") and k.split("/")[-1] not in BUNDLES
     }
-    key = (config_name, tuple(sorted(chosen.items(), key=str)), id(GlobalHydra.instance().hydra))
+    source = _read[-1] if _read else id(GlobalHydra.instance().hydra)
+    key = (config_name, tuple(sorted(chosen.items(), key=str)), source)
     if key not in _schemas:
         lines = [f"{k}={'null' if v is None else v}" for k, v in chosen.items()]
         hydra = GlobalHydra.instance().hydra

@@ -111,6 +111,7 @@ HELD = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_that_holds_resumes_bitwise_and_says_what_it_held(tmp_path):
     run(tmp_path / "whole", *HELD)
     (first, *_) = [row["changes"] for row in runs.read_rows(tmp_path / "whole") if row["event"] == "change"]

@@ -136,6 +136,7 @@ def test_a_rank_that_fails_tells_the_others_why(tmp_path, victim):
     assert ranks[victim].end()["error"] == "unlucky"
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stuck_in_a_sum_is_ended(tmp_path):
     ranks = world(tmp_path, stuck, 3)
     texts = []

@@ -256,6 +256,7 @@ def trained(meeting, folder: str, how: str) -> list:
     return [ended, dist.is_initialized()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, ended", [("end", "finished"), ("told", "Interrupted"), ("leg", "HandOver")])
 def test_a_run_that_ends_in_good_order_closes_its_groups(tmp_path, how, ended):
     """A thread of gloo's that drops a sum while Python ends would abort the process."""

@@ -281,6 +281,7 @@ def test_who_holds_a_job_himself_waits_for_it(tmp_path, monkeypatch):
 # -- the command that goes on
 
 
+@pytest.mark.slow
 def test_a_job_in_the_background_names_the_command_that_goes_on(tmp_path, monkeypatch):
     """Interrupted, its log and `adabatch-status --failed` say the same words, and they are what was typed."""
     import shlex

@@ -116,6 +116,7 @@ def test_from_nothing_to_a_verdict_and_more_seeds_later(place, capfd):
     assert "declares delta: 1.0" in capfd.readouterr().err and len(began()) == 9
 
 
+@pytest.mark.slow
 def test_outcomes_are_recorded_and_the_sweep_goes_on(place, capfd):
     def breaks(config, folder, stop):
         arm, seed = config["compare"]["arm"], config["seed"]
@@ -218,6 +219,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(place):
     assert len(began()) == len(set(began())) == 6
 
 
+@pytest.mark.slow
 def test_controls_of_a_closed_loop_come_after_their_source_in_its_block(place):
     """The source grows, in each seed elsewhere; the folder has a quote and a name of the program's own."""
 
@@ -253,6 +255,7 @@ def test_controls_of_a_closed_loop_come_after_their_source_in_its_block(place):
     assert arms["mean-matched to noise_scale"] == 2, "one arm, though each seed replays another run"
 
 
+@pytest.mark.slow
 def test_a_control_of_a_source_that_broke_down_is_left_out(place):
     def breaks(config, folder, stop):
         if config["compare"]["arm"] == "noise_scale" and config["seed"] == 0:

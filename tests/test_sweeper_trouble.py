@@ -61,6 +61,7 @@ def test_what_keeps_a_run_from_starting_ends_the_sweep(place, monkeypatch, capfd
     assert compared(place) == 0 and sorted(began()) == EVERY
 
 
+@pytest.mark.slow
 def test_a_torn_status_keeps_nothing_else_from_running(place, capfd):  # noqa: F811
     def tears(config, folder, stop):
         found = trained(config, folder, stop)
@@ -76,6 +77,7 @@ def test_a_torn_status_keeps_nothing_else_from_running(place, capfd):  # noqa: F
     assert compared(place) == 1 and "Delete it" in said.out + said.err + capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_another_sweeper_was_faster_to_begin_is_no_failure(place, monkeypatch):  # noqa: F811
     """It begins between the look at the folder and the claim of it."""
     launch, held = _sweep.Comparison.launch, []
