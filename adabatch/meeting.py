@@ -22,6 +22,7 @@ from adabatch.watch import Watch, failure
 NEWS = 20.0  # seconds of waiting after which the log says for whom
 STORE = timedelta(seconds=300)  # of one answer
 LINGER = 10.0  # seconds for which the process that keeps the store waits for the others to end
+WORDS = 5.0  # seconds for a rank's last words to the store
 
 log = logging.getLogger("adabatch")
 _kept = {}  # (address, port) -> the store that this process keeps, to its end: the next run meets there again
@@ -56,6 +57,7 @@ class Meeting:
             except _Broken as error:
                 self._wait(f"the store at {self._at} ({error})")
         self._groups, self._over = 0, False
+        self.on_lost = None  # called with the error by a watching thread before that ends this process
         self._watch = Watch(self)
 
     def _wait(self, for_whom: str, seconds: float = 0.2) -> None:
@@ -227,15 +229,6 @@ class Meeting:
         """What is known of a lost rank, as a sentence; None while all are well."""
         return self._watch.lost and self._watch.lost["message"]
 
-    @property
-    def on_lost(self):
-        """Called with the error by a watching thread, before that ends a process that hangs."""
-        return self._watch.on_lost
-
-    @on_lost.setter
-    def on_lost(self, call) -> None:
-        self._watch.on_lost = call
-
     def noticed(self) -> None:
         """The main thread is on its way out by an error, and not stuck."""
         self._watch.noticed()
@@ -260,6 +253,11 @@ class Meeting:
             return
         self._over = True
         self._watch.stop()
+        last = threading.Thread(target=self._last, args=(state, note), daemon=True)
+        last.start()
+        last.join(LINGER + WORDS)  # nobody ends this process any more where the store's host is frozen
+
+    def _last(self, state: str, note: dict | None) -> None:
         with contextlib.suppress(RuntimeError):  # the store may be gone
             if note:
                 self.store.compare_set("lost", "", json.dumps(note))

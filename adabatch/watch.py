@@ -34,7 +34,7 @@ class Watch:
     """Begins at once. lost: {"rank", "message"} of the first rank that was found lost, else None."""
 
     def __init__(self, meeting):
-        self.meeting, self.lost, self.on_lost = meeting, None, None
+        self.meeting, self.lost = meeting, None
         self.rank, self.world = meeting.place.rank, meeting.place.world
         now = time.monotonic()
         self._seen = {
@@ -157,7 +157,7 @@ class Watch:
 
     def _end(self) -> None:
         """The main thread is stuck in a collective that cannot end."""
-        call, error = self.on_lost or log.error, failure(self.lost)
+        call, error = self.meeting.on_lost or log.error, failure(self.lost)
         thread = threading.Thread(target=call, args=(error,), daemon=True)
         thread.start()
         thread.join(AWAY if getattr(error, "away", False) else 2 * GRACE)

@@ -58,6 +58,13 @@ def stuck(meeting) -> None:
     r.reduce(torch.ones(300_000))
 
 
+def unlucky(meeting) -> None:
+    """Fails as soon as rank 0, which keeps the store, has been frozen."""
+    print("working", flush=True)
+    time.sleep(60 if meeting.place.rank == 0 else 3)
+    raise ValueError("unlucky")
+
+
 def leaving(meeting, delays) -> list:
     """What a rank knows after its own time; it ends when it returns."""
     time.sleep(delays[meeting.place.rank])
@@ -127,6 +134,19 @@ def test_a_frozen_rank_is_named_by_all_others(tmp_path, victim):
                 assert found["code"] == 1 and ranks[victim].name in found["text"], found
     finally:
         ranks[victim].process.kill()
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_although_the_store_does_not_answer(tmp_path):
+    ranks = world(tmp_path, unlucky, 2)
+    try:
+        for rank in ranks:
+            rank.wait_for("working")
+        os.kill(ranks[0].process.pid, signal.SIGSTOP)
+        found = ranks[1].end(30)
+        assert (found["code"], found["kind"], found["error"]) == (1, "ValueError", "unlucky")
+    finally:
+        ranks[0].process.kill()
 
 
 @pytest.mark.parametrize("victim", [0, 1])

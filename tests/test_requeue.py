@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -281,9 +282,7 @@ def test_a_job_that_lost_a_host_has_the_time_to_queue_itself_again(monkeypatch, 
     monkeypatch.setattr(watch, "GRACE", 0.05)
     monkeypatch.setattr(watch.os, "_exit", lambda code: ended.append(list(done)))
     one = watch.Watch.__new__(watch.Watch)
-    one.lost, one.on_lost = (
-        {"rank": 1, "message": "rank 1 is silent", "away": away},
-        lambda error: done.append(time.sleep(0.6)),
-    )
+    one.lost = {"rank": 1, "message": "rank 1 is silent", "away": away}
+    one.meeting = SimpleNamespace(on_lost=lambda error: done.append(time.sleep(0.6)))
     one._end()
     assert ended == [[None] if away else []]
