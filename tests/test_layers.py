@@ -10,6 +10,7 @@ from support import resolved
 
 from adabatch import build, ghostnorm, layers
 from adabatch.errors import UserError
+from adabatch.ghostnorm import Library, traced
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_the_form_for_compilers_is_the_same_function(shape):
     bias = torch.randn(shape[1], dtype=torch.float64, requires_grad=True)
     sizes, grad = layers.group_sizes(shape[0], 32), torch.randn(shape, dtype=torch.float64)
     found = []
-    for form in (ghostnorm.traced, ghostnorm.Library.apply):
+    for form in (traced, Library.apply):
         out, mean, var = form(x, weight, bias, sizes, 1e-5)
         found.append((out, mean, var, *torch.autograd.grad(out, [x, weight, bias], grad)))
     for ours, theirs in zip(*found):

@@ -22,7 +22,13 @@ class SlurmLauncher(Launcher):
     def setup(self, *, hydra_context, task_function, config) -> None:
         self.hydra_context, self.config = hydra_context, config
         sweeper = str(config.hydra.sweeper._target_)
-        if (config.get("hardware") or {}).get("parallel_runs", 1) > 1:
+        hardware = config.get("hardware") or {}
+        if hardware.get("own_process") is False:
+            raise UserError(
+                "hardware.own_process=false makes runs in the process of the command, and "
+                f"hydra/launcher={self.cluster} submits each as a job of its own: leave one of them out"
+            )
+        if hardware.get("parallel_runs", 1) > 1:
             raise UserError(
                 "hardware.parallel_runs is for runs in the foreground; of those that are submitted, "
                 "hydra.launcher.array_parallelism says how many run at a time"
