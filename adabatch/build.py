@@ -34,6 +34,8 @@ from adabatch.shadow import Shadows
 from adabatch.step import Step
 from adabatch.targets import locate, make
 
+SHAPES = 256  # that torch.compile may compile in one process
+
 
 @dataclass
 class Data:
@@ -192,6 +194,11 @@ def compiled(model, hardware):
             "numbers on a CPU, by a fault of the compiler's (docs/log.md): take hardware.compile=false, or "
             "precision=fp32"
         )
+    import torch._dynamo  # seconds, which only those pay who compile
+
+    # Beyond its own limit, 8, torch goes back to uncompiled code with nothing but a warning in its own
+    # log; the shapes of all runs of one process count (hardware.own_process=false).
+    torch._dynamo.config.recompile_limit = SHAPES
     return torch.compile(model, dynamic=False)
 
 

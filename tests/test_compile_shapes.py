@@ -4,10 +4,14 @@ Counted where torch.compile hands a graph to its backend; the backend here runs 
 what inductor makes of it would only cost minutes.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch._dynamo
 from support import SMALL, difference, resolved, run
 
+from adabatch import build as build_module
 from adabatch import runs
 from adabatch.build import build
 from adabatch.data.stream import Stream
@@ -30,11 +34,12 @@ def compiled(monkeypatch):
         return graph.forward
 
     def compiles(model, **options):
-        torch._dynamo.reset()
         return compile(model, backend=counting, **options)
 
+    torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", compiles)
-    yield sizes
+    with torch._dynamo.config.patch(recompile_limit=8):  # torch's own, which build raises
+        yield sizes
     torch._dynamo.reset()
 
 
@@ -57,6 +62,20 @@ def test_only_passes_of_the_whole_micro_batch_are_compiled(micro, expected, comp
     """256 is never reached: no shape stands for the others, each of which is eager."""
     run(tmp_path / "run", *GROWING, f"hardware.micro_batch={micro}")
     assert compiled == expected
+
+
+def test_runs_of_one_process_that_differ_in_their_seed_share_one_compilation(compiled, tmp_path):
+    for seed in range(3):
+        run(tmp_path / f"{seed}", *GROWING, f"seed={seed}", "hardware.own_process=false")
+    assert compiled == [16]
+
+
+def test_more_shapes_than_torch_allows_by_itself_are_compiled(compiled):
+    hardware = SimpleNamespace(compile=True, device=torch.device("cpu"), precision="fp32")
+    forward = build_module.compiled(torch.nn.Conv2d(3, 1, 1), hardware)
+    for samples in range(1, 13):
+        forward(torch.zeros(samples, 3, 8, 8))
+    assert compiled == list(range(1, 13))
 
 
 @pytest.mark.slow
