@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adabatch import onlookers, profiles, runs, sanity, targets
+from adabatch import onlookers, profiles, published, runs, sanity, targets
 from adabatch.errors import UserError
 from adabatch.sanity import GROUPS
 
@@ -197,10 +197,9 @@ def check_sweep(root: DictConfig) -> None:
     """Every job of a multirun is checked before the first one starts; also notes which keys are swept."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    sweeper = root.hydra.sweeper
-    overrides = parse(
-        [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + typed_lines(root.hydra)
-    )
+    sweeper, here = root.hydra.sweeper, str(root.hydra.launcher._target_).endswith(".BasicLauncher")
+    params = sweeper.get("params") or {}
+    overrides = parse([f"{k}={v}" for k, v in params.items()] + typed_lines(root.hydra))
     _swept[:] = [o.key_or_group for o in overrides if o.is_sweep_override()]
     if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
         return choosing(root)
@@ -209,7 +208,9 @@ def check_sweep(root: DictConfig) -> None:
         try:
             tree = GlobalHydra.instance().config_loader().load_sweep_config(root, list(job))
             one_launcher(root, tree)
-            checked(tree)
+            good = checked(tree)
+            if here and not (folder(tree, str(root.hydra.sweep.dir)) / "summary.json").exists():
+                published.check(good.config)
         except UserError as error:
             raise UserError(f"job {number} of {len(jobs)} ({' '.join(job)}): {error}") from None
 
@@ -229,8 +230,7 @@ def choosing(root: DictConfig) -> None:
 
 
 def one_launcher(root: DictConfig, job: DictConfig) -> None:
-    """UserError where a job would choose another launcher than the multirun has: there is one for all of
-    it."""
+    """UserError where a job would choose another launcher than the multirun, which has one, has."""
     ours, wanted = (tree.hydra.launcher.get("_target_") for tree in (root, job))
     if ours != wanted:
         raise UserError(
@@ -270,8 +270,7 @@ def folder(root: DictConfig, parent: str = "outputs") -> Path:
 
 
 class Gate:
-    """A Hydra callback that does nothing: Hydra builds it, and so resolves `${adabatch.check:}`, before any
-    folder."""
+    """A Hydra callback that does nothing: Hydra builds it before any folder, and so `${adabatch.check:}`."""
 
     def __init__(self, **_):
         pass

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from adabatch import claim, processes, runs, sharing, signals, spawn, submission, traces
+from adabatch import claim, processes, published, runs, sharing, signals, spawn, submission, traces
 from adabatch.environment import before_torch, describe
 from adabatch.errors import HandOver, Interrupted, Lost, RankLost, UserError
 from adabatch.lead import Lead, follow
@@ -92,7 +92,9 @@ def _placed(job: tuple, folder: Path, stop: Stop, place, places, command: str, r
             log.warning(words)
             return None, 0
         if place.world == 1 and processes.asked(config) > 1 and leg is None:
+            published.check(config)
             return _supervised(job, folder, stop, places, command, reraise)
+        published.check(config)
         owner = claim.claim(config, folder)
         with logged(folder):
             if leg is None and (config.get("hardware") or {}).get("phases"):

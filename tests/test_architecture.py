@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
     "cutting places losses student",
-    "noise files environment arguments labels jobrecord native",
+    "noise files environment arguments labels jobrecord native published",
     "ghostnorm",
     "console ledger layers convolution data checkpoint trackers ema optim targets profiles suggestions",
     "inputs kept throughput persample machine logs watch pace finetune",
@@ -80,6 +80,7 @@ LIGHT += [
     "processes",
     "places",
     "meeting",
+    "published",
     "watch",
     "logs",
     "legs",

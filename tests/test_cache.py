@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adabatch.data import cache
-from adabatch.data.cache import Source
+from adabatch.published import Source
 
 PROJECT = Path(cache.__file__).parents[2]
 
@@ -120,13 +120,14 @@ STARTER = """
 import hashlib, os, pathlib, sys, time
 import numpy as np
 from adabatch.data import cache
+from adabatch.published import Source
 root = pathlib.Path(sys.argv[1])
 def decode(where):
     with open(where / "decoded", "a") as file:
         file.write(f"{os.getpid()}\\n")
     time.sleep(0.5)  # the others must come meanwhile
     return {"inputs": np.fromfile(where / "source", np.uint8)}
-table = [cache.Source("source", 3_000_000, sys.argv[2])]
+table = [Source("source", 3_000_000, sys.argv[2])]
 print("ready", flush=True)
 sys.stdin.readline()
 print(hashlib.md5(cache.load("six", root, table, decode)["inputs"].tobytes()).hexdigest())

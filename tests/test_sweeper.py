@@ -337,6 +337,7 @@ def test_runs_that_another_process_has_are_left_to_it_and_waited_for(place, monk
         ([*COMMON, "dataset=digits,mnist5k"], "give a command for each"),
         ([*COMMON, "restart=true"], "name another folder"), ([*COMMON, "compare.arm=x"], "leave it out"),
         ([*COMMON, "hydra/launcher=local", "hardware.parallel_runs=2"], "hydra.launcher.array_parallelism"),
+        ([*COMMON, "dataset=cifar10", "dataset.root=none"], "data_batch_1 is missing"),
         ([*COMMON, "hydra/launcher=local", "hardware.own_process=false"], "as a job of its own"),
     ],
 )  # fmt: skip

@@ -14,32 +14,17 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from adabatch.errors import UserError
+from adabatch.published import find_fault, unusable
 
 FORMAT = 1  # of the decoded file and of what decoders make; part of its name: another format is another file
 END = np.frombuffer(b"end of adabatch cache", dtype=np.uint8)
 LOCK_SECONDS = 900  # longer than any decoding: who waits longer goes on without the cache
 log = logging.getLogger("adabatch")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file as its publisher made it. path: below the root; size: in bytes; md5: 32 hex digits."""
-
-    path: str
-    size: int
-    md5: str
-
-
-def default_root(root=None) -> Path:
-    """The folder of the datasets: `root`, else $ADABATCH_DATA, else ~/.cache/adabatch/data."""
-    root = root or os.environ.get("ADABATCH_DATA") or "~/.cache/adabatch/data"
-    return Path(root).expanduser()
 
 
 def load(name: str, root: Path, sources, decode, cache=None, fetch=None) -> dict:
@@ -90,37 +75,7 @@ def ensure(name: str, root: Path, sources, fetch, md5: bool) -> None:
         _download(name, root, sources, fetch)
         fault = find_fault(root, sources, md5=True)
     if fault:
-        inside = sources[0].path.split("/")[0]
-        remedy = (
-            "dataset.download=true downloads it, or name the folder that holds "
-            f"{inside}/ with dataset.root=FOLDER or $ADABATCH_DATA"
-        )
-        if fetch:
-            remedy = "the downloaded files are not the published ones; try again later, or copy them by hand"
-        raise UserError(f"dataset {name}: {fault}. What to do: {remedy}")
-
-
-def find_fault(root: Path, sources, md5: bool) -> str | None:
-    """What is wrong with the first source that is not as published, in words; None where all are well."""
-    for source in sources:
-        path = root / source.path
-        try:
-            size = path.stat().st_size
-            if size != source.size:
-                return f"{path} has {size:,} bytes instead of {source.size:,}: truncated, or another file"
-            found = _md5(path) if md5 else source.md5
-        except (FileNotFoundError, NotADirectoryError):
-            return f"{path} is missing"
-        except OSError as error:
-            return f"{path} cannot be read: {error}"
-        if found != source.md5:
-            return f"{path} is corrupt: its MD5 is {found} instead of {source.md5}"
-    return None
-
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        raise unusable(name, fault, sources, fetched=bool(fetch))
 
 
 def _key(sources) -> str:

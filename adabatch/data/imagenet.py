@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from adabatch import draws
-from adabatch.data.cache import default_root
 from adabatch.data.samples import Samples
 from adabatch.errors import UserError
+from adabatch.published import default_root
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # Szegedy et al. 2014, arXiv 1409.4842, section 6

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.plugins import Plugins
 from hydra_plugins.adabatch_sweeper import _compose
 
-from adabatch import jobs, places, sweep
+from adabatch import jobs, places, published, sweep
 from adabatch.compare import declare, told, tuning
 from adabatch.compare import jobs as plans
 from adabatch.compare.arms import Arm
@@ -223,6 +223,8 @@ class Comparison:
             sweep.records.append(job.record)
 
     def launch(self, launcher, batch: list[Job]) -> None:
+        if self.foreground:
+            published.check(self.config)  # before the first of them: all read the same data
         found = launcher.launch([self.hydra.overrides(job) for job in batch], self.number)
         self.number += len(batch)
         for result in found:
