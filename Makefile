@@ -87,6 +87,7 @@ bench: $(DONE)
 	$(PY) benchmarks/data_path.py --out $(BENCH)/data_path.json
 	$(PY) benchmarks/imagenet.py --out $(BENCH)/imagenet.json
 	$(PY) benchmarks/startup.py --out $(BENCH)/startup.json
+	$(PY) benchmarks/seeds.py --out $(BENCH)/seeds.json
 	$(PY) benchmarks/kept.py $(BENCH)/measuring.json benchmarks/measuring.py
 	$(PY) benchmarks/kept.py $(BENCH)/distributed.json benchmarks/distributed.py
 	$(PY) benchmarks/kept.py $(BENCH)/ghost_norm.json benchmarks/ghost_norm.py
