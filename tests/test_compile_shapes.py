@@ -57,7 +57,9 @@ def test_one_compilation_for_a_run_whose_batch_changes_three_times(compiled, tmp
     assert compiled == [16]
 
 
-@pytest.mark.parametrize("micro, expected", [(8, [8]), (32, [32]), (256, [])])
+@pytest.mark.parametrize(
+    "micro, expected", [(8, [8]), pytest.param(32, [32], marks=pytest.mark.slow), (256, [])]
+)
 def test_only_passes_of_the_whole_micro_batch_are_compiled(micro, expected, compiled, tmp_path):
     """256 is never reached: no shape stands for the others, each of which is eager."""
     run(tmp_path / "run", *GROWING, f"hardware.micro_batch={micro}")
@@ -94,7 +96,7 @@ def test_a_second_one_only_after_the_micro_batch_was_halved(compiled, tmp_path, 
     assert compiled == [16, 8]
 
 
-@pytest.mark.parametrize("every", [0, 0.5])
+@pytest.mark.parametrize("every", [0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_measured_steps_compile_no_other_shape(every, compiled, tmp_path):
     """They are made of passes of a noise group at most, so all steps are, and that is what is compiled."""
     own = (

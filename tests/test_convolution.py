@@ -138,7 +138,10 @@ def test_a_layer_under_autocast_is_torchs(monkeypatch):
         assert (ours - theirs).abs().max() <= 0.02 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("model", [["model=alexnet"], ["model=vgg", "model.depth=11"]], ids=str)
+VGG = pytest.param(["model=vgg", "model.depth=11"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("model", [["model=alexnet"], VGG], ids=str)
 def test_a_step_of_a_whole_network_in_float64(model):
     """The gradient with products and with torch's kernels only; the state has the same names."""
     found, names, kinds = [], [], []

@@ -43,7 +43,12 @@ def test_without_a_working_compiler_torchs_kernel_does_it(tmp_path, compiler):
     assert not [path for path in tmp_path.glob("cache/native/*") if path.is_dir()]
 
 
-@pytest.mark.parametrize("home", ["new", "damaged", "a file"])
+SLOW = pytest.mark.slow  # each compiles
+
+
+@pytest.mark.parametrize(
+    "home", ["new", pytest.param("damaged", marks=SLOW), pytest.param("a file", marks=SLOW)]
+)
 def test_it_is_compiled_once_and_kept_where_that_may_be(tmp_path, monkeypatch, home):
     """A cache that cannot be written to (a file in its place): for this process alone."""
     cache = tmp_path / "cache"

@@ -141,7 +141,7 @@ def test_told_to_stop_it_saves_and_goes_on_bitwise(uninterrupted, tmp_path):
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
-@pytest.mark.parametrize("kind", ["model=vgg", "optimizer=adamw"])
+@pytest.mark.parametrize("kind", [pytest.param("model=vgg", marks=pytest.mark.slow), "optimizer=adamw"])
 def test_other_parts_resume_bitwise_too(tmp_path, kind):
     """Torch's own optimizer, and another network with enlarged pictures."""
     few = (
