@@ -139,8 +139,8 @@ class Hardware:
         torch.backends.cudnn.benchmark = self.benchmark
         if self.benchmark and self.deterministic:
             log.warning(
-                "bits      hardware.benchmark=true lets the clock choose kernels: hardware.deterministic=true "
-                "gives the same bits again only where it chooses the same ones"
+                "bits      hardware.benchmark=true lets the clock choose kernels: with deterministic=true the "
+                "bits are the same again only where it chooses the same ones"
             )
         torch.backends.cudnn.deterministic = self.deterministic
         if self.deterministic:

@@ -151,8 +151,8 @@ def pictures(values: Values) -> None:
         )
     if scale is None and at("dataset.augment.ratio") is not None:
         raise UserError(
-            "dataset.augment.ratio is that of the parts which dataset.augment.scale asks for, and it is null, "
-            f"got {at('dataset.augment.ratio')}: set scale=[0.08,1], or ratio=null"
+            "dataset.augment.ratio is that of the parts which dataset.augment.scale asks for, and that is "
+            f"null, got {at('dataset.augment.ratio')}: set scale=[0.08,1], or ratio=null"
         )
 
 

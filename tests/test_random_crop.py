@@ -142,8 +142,8 @@ def test_cutout_is_a_square_of_what_the_network_sees():
 
 
 def test_a_part_is_mixed_from_its_own_pixels_only():
-    """Written out: 2 of 4 pixels brought to 4. Their centres lie at 1.5 and 2.5 of the picture, the output's at
-    1 - 0.25, 1 + 0.25, 2 - 0.25, 2 + 0.25 (counted from the first pixel's), held back at the part's ends."""
+    """Written out: pixels 1 and 2 of 4 brought to 4 pixels, whose centres lie at 0.75, 1.25, 1.75 and 2.25
+    counted in stored pixels' centres, held back at the part's ends."""
     x = torch.tensor([0.0, 10.0, 20.0, 40.0]).view(1, 1, 1, 4)
     row, columns = axis([0], [1], [0], [0], 1), axis([1], [0.5], [1], [2], 4)
     assert resampled(x, row, columns).flatten().tolist() == [10, 12.5, 17.5, 20]
@@ -156,8 +156,8 @@ def test_a_gpu_shows_the_same_parts():
     chosen = Augment(scale=SCALE, flip=True)
     found = [Prepare(device, torch.float32, LAST, MEAN, STD, 224, augment=chosen, crop_pct=0.875)
              for device in ("cpu", "cuda")]  # fmt: skip
-    for given in (keys(), None):
-        ours, theirs = (prepare(pictures(), given).cpu() for prepare in found)
+    for own in (keys(), None):
+        ours, theirs = (prepare(pictures(), own).cpu() for prepare in found)
         assert (ours - theirs).abs().max() < 1e-6
 
 
@@ -188,7 +188,7 @@ def test_runs_and_profiles_from_before_there_were_these_keys_keep_their_names():
         (["dataset.augment.scale=[0.5,0.2]"], r"got \[0\.5, 0\.2\]"),
         (["dataset.augment.scale=[0.5,1.2]"], r"got \[0\.5, 1\.2\]"),
         (["dataset.augment.scale=[true,1]"], r"got \[True, 1\]"),
-        (["dataset.augment.ratio=[1,1]"], "scale asks for, and it is null"),
+        (["dataset.augment.ratio=[1,1]"], "scale asks for, and that is null"),
         (["dataset.augment.ratio=[-1,1]"], r"got \[-1, 1\]: null or \[0\.75,1\.333\]"),
         (["dataset.crop_pct=87.5"], r"at most 1, got 87\.5"),
         (["dataset.crop_pct=0"], "above 0"),

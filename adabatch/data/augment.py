@@ -54,11 +54,9 @@ class Augment:
             )
         if pad < 0 or cutout < 0:
             raise UserError(f"dataset.augment takes pad >= 0 and cutout >= 0, got pad={pad}, cutout={cutout}")
-        if scale is None and ratio is not None or scale is not None and pad:
-            raise UserError(
-                "dataset.augment takes pad, or scale and with it ratio, got "
-                f"pad={pad}, scale={scale}, ratio={ratio}"
-            )
+        if ratio if scale is None else pad:
+            got = f"pad={pad}, scale={scale}, ratio={ratio}"
+            raise UserError(f"dataset.augment takes pad, or scale and with it ratio, got {got}")
         self.pad, self.pad_mode, self.flip, self.cutout = pad, pad_mode, flip, cutout
         self.scale, self.ratio = scale, ratio or RATIO
 
@@ -82,8 +80,8 @@ class Augment:
         return windows.read(indices + flip * (windows.count // 2), top, left)
 
     def resized(self, x, keys, side: tuple[int, int]):
-        """A random part of each of x [n, c, h, w], floating point, flipped or not -> [n, c, *side]. A sample's
-        box is that of `imagenet.py`, which cuts the same out of a file."""
+        """A random part of each of x [n, c, h, w], floating point, flipped or not -> [n, c, *side]. The box
+        of a key is that of `imagenet.py`."""
         height, width = x.shape[-2:]
         own = keys.cpu().numpy()
         boxes = crop_boxes(
@@ -117,8 +115,8 @@ class Prepare:
 
     Images as uint8 [n, c, h, w] become (x / 255 - mean) / std; float images (x - mean) / std; both are
     enlarged bilinearly to `size` where smaller and repeated to `channels` where grey. Integer inputs that are
-    no images (tokens) pass unchanged. augment: None for data that is not to be varied. crop_pct: None, or what
-    evaluation sees of the shorter side, in the middle.
+    no images (tokens) pass unchanged. augment: None for data that is not to be varied. crop_pct: None, or
+    what evaluation sees of the shorter side, in the middle.
     """
 
     def __init__(

@@ -76,5 +76,16 @@ class MobileNetV2(nn.Module):
         he_normal(self)
         small_normal(self.head)
 
+    def translated(self, weights: dict) -> dict:
+        """Weights of torchvision's network under the names here, where they are that; others as they are.
+        Both have the same tensors in the same order."""
+        own, theirs = (
+            [name for name in names if not name.endswith(".num_batches_tracked")]
+            for names in (self.state_dict(), weights)
+        )
+        if "features.0.0.weight" not in weights or len(own) != len(theirs):
+            return dict(weights)
+        return {name: weights[other] for name, other in zip(own, theirs, strict=True)}
+
     def forward(self, x):
         return self.head(self.dropout(self.body(x).mean((2, 3))))
