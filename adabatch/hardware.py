@@ -139,7 +139,7 @@ class Hardware:
         torch.backends.cudnn.benchmark = self.benchmark
         if self.benchmark and self.deterministic:
             log.warning(
-                "bits      hardware.benchmark=true lets the clock choose kernels: with deterministic=true the "
+                "bits      hardware.benchmark=true lets the clock choose kernels: with deterministic=true "
                 "bits are the same again only where it chooses the same ones"
             )
         torch.backends.cudnn.deterministic = self.deterministic
