@@ -79,10 +79,9 @@ class MobileNetV2(nn.Module):
     def translated(self, weights: dict) -> dict:
         """Weights of torchvision's network under the names here, where they are that; others as they are.
         Both have the same tensors in the same order."""
-        own, theirs = (
-            [name for name in names if not name.endswith(".num_batches_tracked")]
-            for names in (self.state_dict(), weights)
-        )
+        own, counter = list(self.state_dict()), ".num_batches_tracked"  # of torch's batch norm only
+        counted = any(name.endswith(counter) for name in own)
+        theirs = [name for name in weights if counted or not name.endswith(counter)]
         if "features.0.0.weight" not in weights or len(own) != len(theirs):
             return dict(weights)
         return {name: weights[other] for name, other in zip(own, theirs, strict=True)}

@@ -5,7 +5,8 @@ import html
 
 from adabatch.report.svg import tick_label, ticks
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 76, 24, 74, 64
+LEAST, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 76, 24, 74, 64
+LETTER = 7.5  # pixels of one at 13 px, so that no label reaches into the next
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#5a616b"
 
 
@@ -13,7 +14,9 @@ def svg(found: dict) -> str:
     """A standalone picture of what sweep.json holds; every text is escaped."""
     rows = found["settings"]
     top = 1.08 * max(max(one["high"], one["seconds"]) for one in rows)
-    slot = (WIDTH - LEFT - RIGHT) / len(rows)
+    longest = max(len(word) for one in rows for word in one["label"].split(" "))
+    width = max(LEAST, round(LEFT + RIGHT + len(rows) * (LETTER * longest + 12)))
+    slot = (width - LEFT - RIGHT) / len(rows)
     wide = min(0.6 * slot, 90)
 
     def y(seconds: float) -> float:
@@ -29,9 +32,9 @@ def svg(found: dict) -> str:
         )
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" '
         f'height="{HEIGHT}"><style>text{{font:13px system-ui,"DejaVu Sans",sans-serif;fill:{GREY}}}'
-        f'</style><rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        f'</style><rect width="{width}" height="{HEIGHT}" fill="#fff"/>',
         label(titled(found), LEFT, 22, "start"),
     ]
     for at, colour, words in (
@@ -40,10 +43,10 @@ def svg(found: dict) -> str:
     ):
         parts.append(f'<rect x="{at}" y="35" width="11" height="11" fill="{colour}"/>')
         parts.append(label(words, at + 17, 45, "start"))
-    parts.append(label("bars: medians; lines: quartiles", WIDTH - RIGHT, 45, "end"))
+    parts.append(label("bars: medians; lines: quartiles", width - RIGHT, 45, "end"))
     for tick in ticks(0, top):
         parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#d9dde3"/>'
+            f'<line x1="{LEFT}" x2="{width - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#d9dde3"/>'
         )
         parts.append(label(tick_label(tick), LEFT - 8, y(tick) + 4.5, "end"))
     for number, one in enumerate(rows):

@@ -1,12 +1,12 @@
 """adabatch-profile --sweep KEY=A,B,...: the seconds of one batch under several settings, beside each other.
 
 Each setting is timed in processes of its own, because torch's switches belong to a process and cuDNN keeps
-what it once chose; in ROUNDS visits in a drawn order, so that a machine that slows down slows all of them.
+what it once chose; in ROUNDS visits, in a drawn order and back, so that a machine that slows down slows all.
 The file, sweep.json:
 
-{"format": 1, "batch_size", "micro_batch", "machine", "configuration", "measured", "settings": [
-   {"setting": ["dataset.workers=4"], "seconds", "low", "high", "data", "rounds", "steps", "micro_batch",
-    "first_step_seconds", "peak_memory_bytes"}, ...]}
+{"format": 1, "batch_size", "machine", "configuration", "settings": [
+   {"setting": ["dataset.workers=4"], "label", "seconds", "low", "high", "data", "rounds", "steps",
+    "micro_batch", "first_step_seconds", "peak_memory_bytes"}, ...]}
 
 seconds: the median over steps; low, high: their quartiles; data: what of the median went into reading and
 preparing samples, the rest is computing; rounds: the medians of the visits.
@@ -27,7 +27,7 @@ from adabatch import config, files, processes, profiles, runs
 from adabatch.errors import UserError
 
 ROUNDS = 2
-MOST = 64  # settings
+MOST = 32  # settings
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def values(text: str) -> list[str]:
     parsed = config.parse([text])[0] if "=" in text else None
     if parsed is None or not parsed.is_sweep_override():
         raise UserError(f"--sweep lists values of a key, as dataset.workers=1,4,8, got {text!r}")
-    lines = [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+    given = [{"True": "true", "False": "false"}.get(v, v) for v in parsed.sweep_string_iterator()]
+    lines = [f"{parsed.get_key_element()}={value}" for value in given]
     if len(set(lines)) < len(lines):
         raise UserError(f"--sweep lists each value once, got {text!r}")
     return lines
@@ -80,9 +81,8 @@ def values(text: str) -> list[str]:
 
 def measured(chosen: list[Setting], batch: int | None, seconds: float, tell) -> dict:
     """What sweep.json holds. tell(text): progress."""
-    generator, order = random.Random(0), []
-    for _ in range(ROUNDS):
-        order += generator.sample(range(len(chosen)), len(chosen))
+    order = random.Random(0).sample(range(len(chosen)), len(chosen))
+    order += order[::-1]  # a machine that slows down steadily slows the means of all alike
     visits: dict[int, list] = {number: [] for number in range(len(chosen))}
     for count, number in enumerate(order, 1):
         one = visited(chosen[number], batch, seconds / ROUNDS)
@@ -169,8 +169,8 @@ def said(rows: list[dict]) -> list[str]:
     moved = max(max(one["rounds"]) / min(one["rounds"]) for one in rows)
     if moved > 1.1:
         lines.append(
-            f"warning    the rounds of a setting differ by up to {moved - 1:.0%}: the machine had other work, "
-            "or files came from disk first and then from memory. Time longer (--seconds), or when it is quiet"
+            f"warning    the rounds of a setting differ by up to {moved - 1:.0%}: the machine had other "
+            "work, or files came from disk first and from memory then. Time longer (--seconds), or later"
         )
     return lines
 
