@@ -333,19 +333,20 @@ def test_missing_weights_are_told_before_torch_is_imported(tmp_path):
 
 @pytest.mark.real_data
 @pytest.mark.slow
-def test_batch_size_and_speed_small_fine_tunes_both_networks(tmp_path):
-    """The last layer only, from weights of another number of classes."""
-    from adabatch.models.mobilenet_v2 import MobileNetV2
-    from adabatch.models.proxylessnas import ProxylessNasMobile
+def test_batch_size_and_speed_small_fine_tunes_the_last_layer(tmp_path):
+    """From a file as torchvision writes it, of another number of classes; the growing batch and a fixed
+    one."""
+    from torchvision.models import mobilenet_v2
 
-    for network, kind in (("mobilenet_v2", MobileNetV2), ("proxylessnas_mobile", ProxylessNasMobile)):
-        torch.save(kind(7, 3, stem="imagenet").state_dict(), tmp_path / f"{network}.pt")
-        words = (f"model.init_from={tmp_path / network}.pt", "model.init_head=false", "model.train=last",
-                 "dataset=synthetic", "dataset.samples=64", "dataset.test_samples=16", "dataset.size=32",
-                 "epochs=1", "compare.seeds=1", "compare.ladder=8", "hardware=cpu",
-                 "compare.arms=[{name: fixed, overrides: ['schedule=cosine'], sizes: [32]}, {name: adabatch, "
-                 "overrides: ['schedule=adabatch', 'schedule.growth.every=50%']}]")  # fmt: skip
-        launched("batch_size_and_speed.sh", *words, cwd=tmp_path, NETWORKS=network)
-    summaries = [support.runs.read_json(path) for path in tmp_path.glob("outputs/compare-*/*/summary.json")]
-    assert sorted(s["schedule"] for s in summaries) == ["adabatch", "adabatch", "cosine", "cosine"]
-    assert sorted(s["updates"] if "updates" in s else s["steps"] for s in summaries) == [2, 2, 2, 2]
+    torch.save(mobilenet_v2(num_classes=7).state_dict(), tmp_path / "mobilenet_v2-made.pth")
+    words = (f"model.init_from={tmp_path}/mobilenet_v2-made.pth", "model.init_head=false", "model.train=last",
+             "dataset=synthetic", "dataset.samples=64", "dataset.test_samples=16", "dataset.size=32",
+             "epochs=1", "compare.seeds=1", "hardware=cpu", "hardware.own_process=false",
+             "compare.arms=[{name: fixed, overrides: ['schedule=cosine'], sizes: [16]}, {name: adabatch, "
+             "overrides: ['schedule=adabatch', 'schedule.growth.every=50%']}]")  # fmt: skip
+    launched("batch_size_and_speed.sh", *words, cwd=tmp_path, NETWORKS="mobilenet_v2")
+    steps = {}
+    for path in tmp_path.glob("outputs/compare-*/*/summary.json"):
+        rows = [row for row in support.runs.read_rows(path.parent) if row["event"] == "train"]
+        steps[support.runs.read_json(path)["schedule"]] = [row["batch_size"] for row in rows]
+    assert steps == {"cosine": [16] * 4, "adabatch": [32, 32]}
