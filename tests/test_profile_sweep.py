@@ -111,7 +111,9 @@ def test_switches_are_combined_and_named_by_their_last_key():
     [
         (["--sweep", "dataset.workers"], "lists values of a key, as dataset.workers=1,4,8"),
         (["--sweep", "dataset.workers=4"], "lists values of a key"),
+        (["--sweep", "dataset.side=(8,16"], "lists values of a key, as dataset.workers=1,4,8, got"),
         (["--sweep", "dataset.workers=1,4"], "dataset.workers"),  # data in memory has no such key
+        (["--sweep", "dataset.sied=8,16"], "dataset.sied=8: unknown key 'dataset.sied'. Did you mean"),
         (["--sweep", "seed=1,1"], "each value once"),
         (["--sweep", "seed=1,2", "--sweep", "seed=3,4"], "names a key once"),
         (["--sweep", f"seed={','.join(map(str, range(33)))}"], "at most 32 settings, got 33"),

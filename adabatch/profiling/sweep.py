@@ -23,7 +23,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adabatch import config, files, processes, profiles, runs
+from adabatch import config, files, mistakes, processes, profiles, runs
 from adabatch.errors import UserError
 
 ROUNDS = 2
@@ -54,10 +54,13 @@ def settings(overrides: list[str], sweeps: list[str]) -> list[Setting]:
         raise UserError(f"--sweep times at most {MOST} settings, got {len(combined)} in {' '.join(sweeps)}")
     found = []
     for lines in combined:
+        whole = [*overrides, *lines]
         try:
-            tree = config.checked(config.load([*overrides, *lines])).config
-        except UserError as error:
-            raise UserError(f"--sweep {' '.join(lines)}: {error}") from None
+            tree = config.checked(config.load(whole)).config
+        except Exception as error:
+            if (why := mistakes.explain(error, whole)) is None:
+                raise
+            raise UserError(f"--sweep {' '.join(lines)}: {why}") from error
         if processes.asked(tree) > 1:
             raise UserError(
                 "--sweep times one process, got hardware.processes="
@@ -69,7 +72,10 @@ def settings(overrides: list[str], sweeps: list[str]) -> list[Setting]:
 
 def values(text: str) -> list[str]:
     """ "KEY=A,B" -> ["KEY=A", "KEY=B"]."""
-    parsed = config.parse([text])[0] if "=" in text else None
+    try:
+        parsed = config.parse([text])[0] if "=" in text else None
+    except Exception:  # of Hydra's parser, whose words name tokens of its grammar
+        parsed = None
     if parsed is None or not parsed.is_sweep_override():
         raise UserError(f"--sweep lists values of a key, as dataset.workers=1,4,8, got {text!r}")
     given = [{"True": "true", "False": "false"}.get(v, v) for v in parsed.sweep_string_iterator()]
