@@ -35,6 +35,7 @@ def last_layer(model: nn.Module) -> tuple[str, nn.Linear]:
 def initialise(model: nn.Module, weights: dict, what: str, head: bool = True) -> None:
     """Load weights by name. what: where they come from, for messages. head: the last layer's too; otherwise
     it stays as drawn, whatever its shape was there. UserError: anything else that does not fit."""
+    weights = getattr(model, "translated", dict)(weights)
     prefix = getattr(model, "foreign_prefix", "")
     if prefix and not any(name.startswith(prefix) for name in weights):
         weights = {prefix + name: tensor for name, tensor in weights.items()}

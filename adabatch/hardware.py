@@ -1,6 +1,7 @@
 """Device, precision, threads, ranks, and this process's share of a global batch."""
 
 import contextlib
+import logging
 import os
 
 import torch
@@ -10,6 +11,7 @@ from adabatch.errors import UserError, suggest
 from adabatch.ranks import Alone, Ranks
 
 PRECISIONS = ("fp32", "bf16", "tf32", "fp64")
+log = logging.getLogger("adabatch")
 ACTIVATIONS = {"cpu": 1 << 30, "cuda": 0.4}  # micro_batch=auto: bytes, or a share of the device's memory
 
 
@@ -24,7 +26,9 @@ class Hardware:
 
     device: auto, cpu, cuda or cuda:N. precision: fp32, bf16 (autocast; weights stay fp32), tf32 (GPU), fp64.
     memory_format: auto, contiguous, channels_last. convolution: auto (`convolution.py`), or library.
-    ghost_norm: auto (a kernel of ours on a CPU, `ghostnorm.py`), or library.
+    ghost_norm: auto (a kernel of ours on a CPU, `ghostnorm.py`), or library. benchmark: whether cuDNN times
+    its kernels for every shape, auto = where bits may differ. With deterministic=True the clock then chooses
+    among deterministic kernels, and which it took is in no checkpoint.
     threads: per process; None = one per core.
     micro_batch: samples in one forward pass, or auto: prefer=largest that fits, or the fastest. reduction:
     fast, or ordered (`summing.py`). processes: on this machine, null = one, or what torchrun or srun started
@@ -43,6 +47,7 @@ class Hardware:
         convolution: str = "auto",
         ghost_norm: str = "auto",
         deterministic: bool = False,
+        benchmark: bool | str = "auto",
         threads: int | None = None,
         micro_batch: int | str = "auto",
         prefer: str = "largest",
@@ -78,6 +83,12 @@ class Hardware:
                 "hardware.precision=tf32 exists on NVIDIA GPUs only, the device is the CPU: take fp32 or bf16"
             )
         self.precision, self.compile, self.deterministic = precision, compile, deterministic
+        if benchmark != "auto" and self.device.type == "cpu":
+            raise UserError(
+                "hardware.benchmark says whether cuDNN times its kernels, and on a CPU there is none, got "
+                f"hardware.benchmark={str(benchmark).lower()}: leave it at auto"
+            )
+        self.benchmark = not deterministic if benchmark == "auto" else benchmark
         self.products = convolution == "auto" and self.device.type == "cpu"
         self.native = ghost_norm == "auto" and self.device.type == "cpu"
         self.ghost_norm = "library"  # the kernel that a network's norms got
@@ -125,7 +136,12 @@ class Hardware:
         torch.set_num_threads(self.threads)
         tf32 = self.precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cudnn.benchmark = not self.deterministic
+        torch.backends.cudnn.benchmark = self.benchmark
+        if self.benchmark and self.deterministic:
+            log.warning(
+                "bits      hardware.benchmark=true lets the clock choose kernels: with deterministic=true "
+                "bits are the same again only where it chooses the same ones"
+            )
         torch.backends.cudnn.deterministic = self.deterministic
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -41,7 +41,7 @@ def preparation(node: dict, stored: tuple, model, hardware) -> Prepare:
     return Prepare(
         hardware.device, hardware.dtype, hardware.memory_format, mean=node.get("mean"), std=node.get("std"),
         size=seen[1] if image and seen[1:] != stored[1:] else None, channels=seen[0] if image else None,
-        augment=Augment(**varied) if varied and image else None,
+        augment=Augment(**varied) if varied and image else None, crop_pct=node.get("crop_pct"),
     )  # fmt: skip
 
 

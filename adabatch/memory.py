@@ -92,6 +92,8 @@ def depends_on(step, config: dict, classes: int, largest: int) -> dict:
         torch=str(torch.__version__),
         adabatch=__version__,
     )
+    if hardware.benchmark is hardware.deterministic:  # otherwise it follows from that
+        found["benchmark"] = hardware.benchmark
     return json.loads(json.dumps(found, default=str))
 
 

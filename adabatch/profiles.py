@@ -104,12 +104,15 @@ def configured(config: dict) -> dict:
     """What of a resolved configuration a step's time depends on beside the batch: known without torch."""
     model, data, hardware = config["model"], config["dataset"], config["hardware"]
     kept = "precision memory_format compile convolution ghost_norm deterministic reduction".split()
-    optimizer = config["optimizer"]
+    optimizer, varied = config["optimizer"], data.get("augment")
+    if isinstance(varied, dict):  # younger keys, which older profiles lack, are null unless they are used
+        varied = {k: v for k, v in varied.items() if v is not None}
+    chosen = {k: v for k, v in hardware.items() if k == "benchmark" and v != "auto"}
     unread = (*OTHERWISE, "ghost") if model.get("norm") == "own" else OTHERWISE
     found = {
         "model": {k: v for k, v in model.items() if k not in unread and (k, v) not in EARLIER},
-        "dataset": {k: data.get(k) for k in ("_target_", "size", "augment")},
-        "hardware": {k: hardware.get(k) for k in kept},
+        "dataset": {k: data.get(k) for k in ("_target_", "size")} | {"augment": varied},
+        "hardware": {k: hardware.get(k) for k in kept} | chosen,
         "optimizer": " ".join(str(optimizer[k]) for k in ("_target_", "base") if k in optimizer),
         "loss": config["loss"]["_target_"],
         "ema": bool(config.get("ema")),

@@ -42,7 +42,8 @@ EXCLUDED = (
 ALONE = ("hardware.parallel_runs", "hardware.own_process")  # of a multirun, never of what a run computes
 # Keys that are younger than some runs, and what those did: with these values a run stays the same run.
 LATER = {"optimizer.bias_lr": 1, "evaluate.flip": False, "model.train": "all", "model.init_head": True}
-LATER |= {"model.norm": "own"}
+LATER |= {"model.norm": "own", "hardware.benchmark": "auto", "dataset.crop_pct": None}
+LATER |= {"dataset.augment.scale": None, "dataset.augment.ratio": None}
 
 # What is measured in a row or a summary; everything else is equal between equal runs.
 TIMES = ("seconds", "train_seconds", "device_seconds", "wall_seconds")
@@ -52,8 +53,7 @@ READABLE = 80  # characters of a folder's name before its hex; file systems allo
 
 
 def excluded(key: str, listed=EXCLUDED) -> bool:
-    """Whether the dotted key, or a node that holds it, is listed: 'trackers.wandb.mode' is, 'dataset.limit'
-    is not."""
+    """Whether the dotted key, or a node that holds it ("trackers" of 'trackers.wandb.mode'), is listed."""
     return any(key == entry or key.startswith(entry + ".") for entry in listed)
 
 

@@ -11,6 +11,7 @@ BLOCK_NORMALIZED = "adabatch.optim.BlockNormalized"
 # Keys that belong to one base of it, as its YAML has them: elsewhere they would do nothing.
 BASES = {"sgd": {"momentum": 0.9, "nesterov": False}, "adam": {"betas": [0.9, 0.999], "eps": 1e-8}}
 GHOST = ("ghost", "l1")  # those over ghost groups
+DRAWN = {"scale": "[0.08,1]", "ratio": "[0.75,1.333]"}  # what torchvision draws parts of pictures from
 
 
 class Values:
@@ -114,6 +115,7 @@ def general(values: Values) -> None:
     for path in ("dataset.augment.pad", "dataset.augment.cutout"):
         if at(path) is not None:
             number(path, "a whole number of pixels from 0", lambda v: v >= 0, whole=True)
+    pictures(values)
     values.choice("checkpoint.keep", ("last", "none"))
     values.choice("trackers.wandb.mode", WANDB_MODES)
     values.choice("timing", (None, "phases"))
@@ -127,6 +129,30 @@ def general(values: Values) -> None:
         raise UserError(
             "checkpoint.best=true chooses by evaluation, and nothing may choose by the test set: set "
             "dataset.validation"
+        )
+
+
+def pictures(values: Values) -> None:
+    """Parts of pictures: in training at random, in evaluation from the middle."""
+    at = values.at
+    if at("dataset.crop_pct") is not None:
+        values.number("dataset.crop_pct", "null or a number above 0, at most 1", lambda v: 0 < v <= 1)
+    for key, most, words in (("scale", 1, ", at most 1 (all of it)"), ("ratio", float("inf"), "")):
+        value = at(f"dataset.augment.{key}")
+        pair = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+        if value is not None and not (pair and 0 < value[0] <= value[1] <= most):
+            rule = f"null or the least and the largest of what is drawn, both above 0{words}"
+            raise UserError(f"dataset.augment.{key} is {rule}, got {value!r}: null or {DRAWN[key]}")
+    pad, scale = at("dataset.augment.pad"), at("dataset.augment.scale")
+    if scale is not None and pad:
+        raise UserError(
+            f"dataset.augment.scale={scale} takes a random part of a picture, and pad={pad} another: set "
+            "dataset.augment.pad=0, or scale=null"
+        )
+    if scale is None and at("dataset.augment.ratio") is not None:
+        raise UserError(
+            "dataset.augment.ratio is that of the parts which dataset.augment.scale asks for, and that is "
+            f"null, got {at('dataset.augment.ratio')}: set scale=[0.08,1], or ratio=null"
         )
 
 
@@ -226,6 +252,14 @@ def hardware(values: Values) -> None:
                     f"hardware.own_process=false makes all runs in one process, got hardware.{key}="
                     f"{values.at(f'hardware.{key}')}: set one of them back"
                 )
+    tried = values.config["hardware"].get("benchmark", "auto")
+    if tried != "auto" and not isinstance(tried, bool):
+        raise UserError(f"hardware.benchmark is auto, true or false, got {tried!r}")
+    if tried != "auto" and values.at("hardware.device") == "cpu":
+        raise UserError(
+            "hardware.benchmark says whether cuDNN times its kernels, and on a CPU there is none, got "
+            f"hardware.benchmark={str(tried).lower()}: leave it at auto"
+        )
     values.choice("hardware.convolution", ("auto", "library"))
     values.choice("hardware.ghost_norm", ("auto", "library"))
     values.choice("hardware.reduction", ("fast", "ordered"))

@@ -17,7 +17,7 @@ from adabatch.labels import TOLD
 
 # Keys that our code reads itself and does not pass to the target, by node. They hold for every option.
 GENERIC = {
-    "dataset": tuple("samples test_samples classes limit validation size mean std augment".split()),
+    "dataset": tuple("samples test_samples classes limit validation size crop_pct mean std augment".split()),
     "model": ("base_lr", "init_from", "init_head", "train", "name", *TOLD),
     "optimizer": ("decay_norm_and_bias", "bias_lr"),
     "schedule": ("hold", "run"),
@@ -27,8 +27,8 @@ TRAINED = ("all", "last", "norm_last")  # model.train
 # data.
 NEUTRAL = {
     "samples": None, "test_samples": None, "classes": None, "limit": None, "validation": 0, "size": None,
-    "mean": None, "std": None,
-    "augment": {"pad": 0, "flip": False, "cutout": 0},
+    "mean": None, "std": None, "crop_pct": None,
+    "augment": {"pad": 0, "flip": False, "cutout": 0, "scale": None, "ratio": None},
 }  # fmt: skip
 STEPS = "adabatch.schedules.Steps"
 # Arguments that code passes by itself (data, devices): the configuration must not name them.

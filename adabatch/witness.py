@@ -157,7 +157,8 @@ class Witness:
             kinds[isinstance(layer, torch.nn.modules.batchnorm._NormBase)].append(text)
         self._write("meta.pt", dict(
             rank=step.hardware.ranks.rank, world=step.hardware.ranks.world, device=str(step.hardware.device),
-            deterministic=step.hardware.deterministic, threads=step.hardware.threads,
+            deterministic=step.hardware.deterministic and not step.hardware.benchmark,
+            threads=step.hardware.threads,
             precision=step.hardware.precision, unit=step.unit, micro_batch=step.micro_batch,
             samples=len(self.watched), plain_norms=kinds[True], torch_dropouts=kinds[False],
             names=[name for name, *_ in step.flat.layout],

@@ -19,6 +19,7 @@ from adabatch.verdict import decide, folders, formats, page
 
 ROOT = Path(__file__).resolve().parents[1]
 MNIST = ("model=mnist_f1", "dataset=mnist")
+WHOLE = {"scale": None, "ratio": None}  # no parts of pictures
 SHALLOW = (200, 128, 4096, {0: 1e-3, 59: 1e-3, 60: 1e-2, 120: 1e-3, 180: 1e-4, 199: 1e-4}, 0.0, 5e-4)
 # eladhoffer/bigBatch: epochs, small batch, large batch, {epoch: learning rate}, momentum, weight decay.
 SOURCE = {
@@ -63,10 +64,10 @@ def test_every_network_trains_by_the_regime_of_its_source(overrides):
     data = found["dataset"]
     if samples == 60_000:
         assert (data["mean"], data["std"]) == ([0.5], [0.5])
-        assert data["augment"] == {"pad": 2, "pad_mode": "zeros", "flip": True, "cutout": 0}
+        assert data["augment"] == {"pad": 2, "pad_mode": "zeros", "flip": True, "cutout": 0} | WHOLE
     else:  # ImageNet's, as in torchvision's documentation
         assert (data["mean"], data["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        assert data["augment"] == {"pad": 4, "pad_mode": 127, "flip": True, "cutout": 0}
+        assert data["augment"] == {"pad": 4, "pad_mode": 127, "flip": True, "cutout": 0} | WHOLE
 
 
 def test_the_five_arms_written_out():

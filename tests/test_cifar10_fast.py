@@ -46,7 +46,8 @@ def test_a_recipe_has_the_figures_of_its_source(name):
         assert setting.lr == pytest.approx(lr, rel=1e-4, abs=1e-12), epoch
         assert setting.divisor == said["batch"]
     assert config["label_smoothing"] == said["smoothing"] and config["evaluate"]["flip"] == said["flip"]
-    varied = {"pad": 4, "pad_mode": "reflect", "flip": True, "cutout": said["cutout"]}
+    varied = {"pad": 4, "pad_mode": "reflect", "flip": True, "cutout": said["cutout"],
+              "scale": None, "ratio": None}  # fmt: skip
     assert config["dataset"]["augment"] == varied and config["options"]["dataset"] == "cifar10"
     keys = {k: v for k, v in config["model"].items() if k not in ("_target_", *GENERIC["model"])}
     net = ResNet9(10, 3, **keys)

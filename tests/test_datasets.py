@@ -352,7 +352,7 @@ def test_synthetic_images_do_not_depend_on_the_blocks_they_are_made_in():
 
 # ---------------------------------------------------------------- conf/dataset
 
-GENERIC = {"samples", "classes", "limit", "validation", "size", "mean", "std", "augment"}
+GENERIC = {"samples", "classes", "limit", "validation", "size", "crop_pct", "mean", "std", "augment"}
 OPTIONS = "digits mnist5k mnist fashion_mnist cifar10 cifar100 imagenet synthetic".split()
 
 
@@ -368,7 +368,8 @@ def test_a_yaml_lists_all_keys_of_its_loader_with_the_defaults_of_the_code(name)
         {"adabatch.data.datasets": datasets, "adabatch.data.imagenet": imagenet}[module], function
     )
     assert node.keys() >= GENERIC | {"test_samples"}
-    assert set(node["augment"]) == {"pad", "pad_mode", "flip", "cutout"}
+    parts = () if name == "imagenet" else ("scale", "ratio")  # which it draws while decoding
+    assert set(node["augment"]) == {"pad", "pad_mode", "flip", "cutout", *parts}
     assert len(node["mean"]) == len(node["std"])
     signature = {key: parameter.default for key, parameter in inspect.signature(loader).parameters.items()}
     ours = GENERIC if "test_samples" in signature else GENERIC | {"test_samples"}

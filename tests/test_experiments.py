@@ -1,5 +1,6 @@
 """The experiments of conf/experiment: batches and learning rates against their sources' tables."""
 
+import math
 import os
 import re
 import shutil
@@ -274,3 +275,78 @@ def test_adabatch_imagenet_small_accumulates_batches_that_no_pass_holds(tmp_path
     assert found[1] == [(8, 4, 2)] * 9
     assert found[2] == [(8, 4, 2)] * 3 + [(16, 4, 4)] * 3  # the last one of 24 is cut to what is left
     assert found[4] == found[8] == [(8, 4, 2)] * 3 + [(24, 4, 6)] * 2
+
+
+# -- batch_size_and_speed ----------------------------------------------------------------------------
+
+
+def test_batch_size_and_speed_has_the_notes_learning_rates_and_an_arm_that_grows():
+    """Of the note: lr .0003 at a batch of 32, .0006, .0012 and .0024 at 256. A cosine over all 50 epochs is
+    half way down after 25. lr / batch is 9.375e-6 times the cosine in every arm. (A tenth of the data.)"""
+    found = arms("experiment=batch_size_and_speed", "dataset.limit=5000")
+    rates = {8: 0.000075, 16: 0.00015, 32: 0.0003, 64: 0.0006, 128: 0.0012, 256: 0.0024}
+    assert list(found) == [*(f"fixed {b}" for b in rates), "mean-matched 68", "adabatch"]
+    for batch, lr in rates.items():
+        arm = found[f"fixed {batch}"]
+        assert arm.path[0] == (0, batch, pytest.approx(lr)) and arm.batches == (batch, batch)
+        assert arm.schedule(125_000).lr == pytest.approx(lr / 2)
+        assert arm.schedule.budget == 250_000
+    grown, matched = found["adabatch"], found["mean-matched 68"]
+    stages = {batch: start for start, batch, _ in reversed(grown.path)}
+    assert list(stages)[::-1] == [32, 64, 128, 256]
+    for quarter, start in enumerate(sorted(stages.values())):
+        assert quarter * 62_500 <= start < quarter * 62_500 + 256
+    for start, batch, lr in grown.path[:: len(grown.path) // 50]:
+        cosine = (1 + math.cos(math.pi * start / 250_000)) / 2
+        assert lr == pytest.approx(9.375e-6 * batch * cosine, abs=1e-12)
+        assert matched.schedule(start).lr == pytest.approx(9.375e-6 * 68 * cosine, abs=1e-12)
+    assert len(matched.path) == pytest.approx(len(grown.path), rel=0.005)
+    assert [arm.name for arm in found.values() if arm.adaptive] == ["adabatch"]
+
+
+def test_batch_size_and_speed_trains_as_the_note_does():
+    for network in ("mobilenet_v2", "proxylessnas_mobile"):
+        found = composed("experiment=batch_size_and_speed", f"model={network}", "dataset=cifar100")
+        assert found["optimizer"]["_target_"] == "torch.optim.Adam" and found["epochs"] == 50
+        assert found["optimizer"]["weight_decay"] == 1e-4 and found["optimizer"]["decay_norm_and_bias"]
+        assert (found["model"]["stem"], found["model"]["norm"]) == ("imagenet", "ghost")
+        data = found["dataset"]
+        assert (data["size"], data["size"] / data["crop_pct"]) == (224, 256)  # Resize 256, CenterCrop 224
+        assert data["augment"]["scale"] == [0.08, 1]
+        assert data["augment"]["flip"] is True and data["augment"]["pad"] == 0
+
+
+def test_missing_weights_are_told_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys\nfrom adabatch.__main__ import main\nsys.argv = ['adabatch', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+    )
+    line = ["-m", "experiment=batch_size_and_speed", "model.init_from=nothing.pth", "model.init_head=false"]
+    found = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'launch'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line], cwd=tmp_path, capture_output=True, text=True, env=found
+    )
+    assert done.stdout == "2 False\n", done.stdout + done.stderr
+    assert "model.init_from=nothing.pth: there is no such file or run" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_batch_size_and_speed_small_fine_tunes_the_last_layer(tmp_path):
+    """From a file as torchvision writes it, of another number of classes; the growing batch and a fixed
+    one."""
+    from torchvision.models import mobilenet_v2
+
+    torch.save(mobilenet_v2(num_classes=7).state_dict(), tmp_path / "mobilenet_v2-made.pth")
+    words = (f"model.init_from={tmp_path}/mobilenet_v2-made.pth", "model.init_head=false", "model.train=last",
+             "dataset=synthetic", "dataset.samples=64", "dataset.test_samples=16", "dataset.size=32",
+             "epochs=1", "compare.seeds=1", "hardware=cpu", "hardware.own_process=false",
+             "compare.arms=[{name: fixed, overrides: ['schedule=cosine'], sizes: [16]}, {name: adabatch, "
+             "overrides: ['schedule=adabatch', 'schedule.growth.every=50%']}]")  # fmt: skip
+    launched("batch_size_and_speed.sh", *words, cwd=tmp_path, NETWORKS="mobilenet_v2")
+    steps = {}
+    for path in tmp_path.glob("outputs/compare-*/*/summary.json"):
+        rows = [row for row in support.runs.read_rows(path.parent) if row["event"] == "train"]
+        steps[support.runs.read_json(path)["schedule"]] = [row["batch_size"] for row in rows]
+    assert steps == {"cosine": [16] * 4, "adabatch": [32, 32]}

@@ -171,6 +171,30 @@ def test_torchvisions_own_weights_load_by_name_with_and_without_the_head():
         finetune.initialise(other, given, "file")
 
 
+def test_our_mobilenet_reads_torchvisions_weights_and_computes_the_same():
+    """In evaluation, in float64: with norms whose statistics are not the first ones. With a head of its own
+    the rest is still theirs."""
+    from torchvision.models import mobilenet_v2
+
+    torch.manual_seed(0)
+    theirs = mobilenet_v2(num_classes=20).double()
+    theirs.train()(torch.randn(8, 3, 32, 32, dtype=torch.float64))
+    given, x = theirs.eval().state_dict(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for norm in ("ghost", "batch"):
+        ours = MobileNetV2(20, 3, stem="imagenet", norm=norm).double().eval()
+        before = ours(x)
+        finetune.initialise(ours, given, "file")
+        assert torch.allclose(ours(x), theirs(x), rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(ours(x), before)
+    other = MobileNetV2(7, 3, stem="imagenet").double().eval()
+    finetune.initialise(other, given, "file", head=False)
+    assert torch.equal(other.body(x), ours.body(x)) and other.head.weight.shape == (7, 1280)
+    with pytest.raises(UserError, match=r"head\.weight is \[20, 1280\].*init_head=false leaves head"):
+        finetune.initialise(MobileNetV2(7, 3), given, "file")
+    with pytest.raises(UserError, match=r"does not fit this network: missing body"):
+        finetune.initialise(MobileNetV2(20, 3, norm="none"), given, "file")
+
+
 def test_a_head_of_equal_shape_is_left_out_too_and_that_is_said(caplog):
     source, model = ResNet(10, 3, depth=8), ResNet(10, 3, depth=8)
     given, drawn = weights(source), model.head.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""From stored samples to what the network eats: crop, flip, cutout, normalise, enlarge; whole batches.
+"""From stored samples to what the network eats: crop, flip, normalise, enlarge, cutout; whole batches.
 
 Each random number is a function of its sample's key alone, so neither the batch size nor the cut changes a
 picture.
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from adabatch import draws
+from adabatch.data.boxes import RATIO, crop_boxes
+from adabatch.data.resample import axis, central, resampled
 from adabatch.data.windows import Windows, laid_out, padded
 from adabatch.errors import UserError, suggest
 
@@ -30,11 +32,20 @@ class Augment:
     """Random crop after padding by `pad` pixels, and flip. x: [n, c, h, w] of any dtype -> the same.
 
     pad_mode: zeros, reflect, or a number to fill with (in the units of x). cutout: side of a square set to
-    the mean (DeVries and Taylor 2017, arXiv 1708.04552; wholly inside the picture as in cifar10-fast); it is
-    applied by `Prepare`.
+    the mean (DeVries and Taylor 2017, arXiv 1708.04552; wholly inside the picture as in cifar10-fast). scale:
+    instead of `pad`, least and largest share of the picture's area that is shown, at a ratio of its sides
+    between those of `ratio` (None: 3/4 to 4/3), as torchvision's RandomResizedCrop. `Prepare` applies both.
     """
 
-    def __init__(self, pad: int = 0, pad_mode: str | float = "zeros", flip: bool = False, cutout: int = 0):
+    def __init__(
+        self,
+        pad: int = 0,
+        pad_mode: str | float = "zeros",
+        flip: bool = False,
+        cutout: int = 0,
+        scale=None,
+        ratio=None,
+    ):
         if not isinstance(pad_mode, (int, float)) and pad_mode not in ("zeros", "reflect"):
             modes = ("zeros", "reflect")
             raise UserError(
@@ -43,11 +54,15 @@ class Augment:
             )
         if pad < 0 or cutout < 0:
             raise UserError(f"dataset.augment takes pad >= 0 and cutout >= 0, got pad={pad}, cutout={cutout}")
+        if ratio if scale is None else pad:
+            got = f"pad={pad}, scale={scale}, ratio={ratio}"
+            raise UserError(f"dataset.augment takes pad, or scale and with it ratio, got {got}")
         self.pad, self.pad_mode, self.flip, self.cutout = pad, pad_mode, flip, cutout
+        self.scale, self.ratio = scale, ratio or RATIO
 
     def __call__(self, x, keys, memory_format=torch.contiguous_format):
         """keys: int64 [n] -> the same shape and dtype, in `memory_format`."""
-        if not (self.pad or self.flip):
+        if self.scale or not (self.pad or self.flip):
             return x
         return self.read(self.windows(x, memory_format), np.arange(len(x)), keys)
 
@@ -63,6 +78,19 @@ class Augment:
         # Mirroring the crop whose first column is `left` = cropping the mirror image from the other side.
         left = np.where(flip, 2 * self.pad - left, left)
         return windows.read(indices + flip * (windows.count // 2), top, left)
+
+    def resized(self, x, keys, side: tuple[int, int]):
+        """A random part of each of x [n, c, h, w], floating point, flipped or not -> [n, c, *side]. The box
+        of a key is that of `imagenet.py`."""
+        height, width = x.shape[-2:]
+        own = keys.cpu().numpy()
+        boxes = crop_boxes(
+            height, width, len(x), lambda i, which: draws.bits(own[which], i) / 2**32, self.scale, self.ratio
+        )
+        (flip,) = drawn(keys, {FLIP: 1 + self.flip})
+        top, left, h, w = boxes
+        rows = axis(top, h / side[0], top, top + h - 1, side[0])
+        return resampled(x, rows, axis(left, w / side[1], left, left + w - 1, side[1], flip == 1))
 
     def cut(self, x, keys) -> None:
         """Multiply a square in each of x [n, c, h, w] by 0, in place; x is dense in a memory format."""
@@ -87,7 +115,8 @@ class Prepare:
 
     Images as uint8 [n, c, h, w] become (x / 255 - mean) / std; float images (x - mean) / std; both are
     enlarged bilinearly to `size` where smaller and repeated to `channels` where grey. Integer inputs that are
-    no images (tokens) pass unchanged. augment: None for data that is not to be varied.
+    no images (tokens) pass unchanged. augment: None for data that is not to be varied. crop_pct: None, or
+    what evaluation sees of the shorter side, in the middle.
     """
 
     def __init__(
@@ -100,7 +129,9 @@ class Prepare:
         size: int | None = None,
         channels: int | None = None,
         augment: Augment | None = None,
+        crop_pct: float | None = None,
     ):
+        self.crop_pct = crop_pct
         self.device, self.dtype, self.memory_format = device, dtype, memory_format
         self.size, self.channels, self.augment = size, channels, augment
         self.mean = None if mean is None else torch.tensor(mean, dtype=dtype, device=device).view(-1, 1, 1)
@@ -117,6 +148,11 @@ class Prepare:
         if vary:
             x = self.augment(x, keys, self.memory_format)
         x = self._normalise(x)
+        side = (self.size, self.size) if self.size else tuple(x.shape[-2:])
+        if vary and self.augment.scale:
+            x = self.augment.resized(x, keys, side)
+        elif keys is None and self.crop_pct:
+            x = resampled(x, *central(*x.shape[-2:], side, self.crop_pct))
         if vary and self.augment.cutout:
             self.augment.cut(x, keys)
         if self.size and min(x.shape[-2:]) < self.size:

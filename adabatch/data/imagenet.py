@@ -7,7 +7,6 @@ transforms on Pillow images: RandomResizedCrop + horizontal flip in training, Re
 (NVlabs/AdaBatch, adabatch_imagenet.py).
 """
 
-import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +17,12 @@ import numpy as np
 import torch
 
 from adabatch import draws
+from adabatch.data.boxes import TRIES, crop_box
 from adabatch.data.samples import Samples
 from adabatch.errors import UserError
 from adabatch.published import default_root
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # Szegedy et al. 2014, arXiv 1409.4842, section 6
 FLIP = 4 * TRIES  # number of the draw that decides the flip, after those of the crop
 
 
@@ -175,28 +174,6 @@ class ImageFolderSamples(Samples):
 def uniform(key: int, counter: int) -> float:
     """Draw number `counter` of the sample with this key, in [0, 1)."""
     return draws.bits(key, counter) / 2**32
-
-
-def crop_box(height: int, width: int, draw):
-    """(top, left, height, width) of a random part of an image, as torchvision's RandomResizedCrop takes it.
-
-    draw(i): uniform in [0, 1). Try t takes its area, its ratio of sides (uniform in the logarithm), top and
-    left from draws 4t to 4t + 3. If the box fits in none of the tries: the largest central box with an
-    allowed ratio.
-    """
-    low, high = map(math.log, RATIO)
-    for first in range(0, 4 * TRIES, 4):
-        area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * draw(first))
-        ratio = math.exp(low + (high - low) * draw(first + 1))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(draw(first + 2) * (height - h + 1)), int(draw(first + 3) * (width - w + 1)), h, w
-    h, w = height, width
-    if width / height < RATIO[0]:
-        h = round(width / RATIO[0])
-    elif width / height > RATIO[1]:
-        w = round(height * RATIO[1])
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def list_images(folder: Path):

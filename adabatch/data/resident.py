@@ -44,7 +44,7 @@ def resident(samples: Samples, prepare: Prepare) -> tuple[Samples, Prepare]:
     augment = prepare.augment
     if not isinstance(samples, TensorSamples) or samples.inputs.dim() != 4 or not augment:
         return samples, prepare
-    if not (augment.pad or augment.flip) or size(samples.inputs, augment) > MOST:
+    if augment.scale or not (augment.pad or augment.flip) or size(samples.inputs, augment) > MOST:
         return samples, prepare
     rest = copy.copy(prepare)
     rest.augment = Augment(cutout=augment.cutout)

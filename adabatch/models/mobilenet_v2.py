@@ -76,5 +76,15 @@ class MobileNetV2(nn.Module):
         he_normal(self)
         small_normal(self.head)
 
+    def translated(self, weights: dict) -> dict:
+        """Weights of torchvision's network under the names here, where they are that; others as they are.
+        Both have the same tensors in the same order."""
+        own, counter = list(self.state_dict()), ".num_batches_tracked"  # of torch's batch norm only
+        counted = any(name.endswith(counter) for name in own)
+        theirs = [name for name in weights if counted or not name.endswith(counter)]
+        if "features.0.0.weight" not in weights or len(own) != len(theirs):
+            return dict(weights)
+        return {name: weights[other] for name, other in zip(own, theirs, strict=True)}
+
     def forward(self, x):
         return self.head(self.dropout(self.body(x).mean((2, 3))))

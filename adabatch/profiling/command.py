@@ -20,6 +20,8 @@ HELP = """examples:
   adabatch-profile schedule.base_batch=32 --largest 4096
   adabatch-profile --batches 32,48,64,500               these sizes
   adabatch-profile hardware.processes=2                 in two processes, communication included
+  adabatch-profile --sweep dataset.workers=1,4,8 --batches 256 dataset=imagenet dataset.root=DIR
+                                                        one batch under several settings, side by side
   adabatch-profile --merge a.json b.json --out all.json profiles of several machines in one file
 
 The overrides are those of `adabatch`. A run that finds a fitting profile beside it in outputs/ forecasts its
@@ -35,6 +37,9 @@ def parser() -> Parser:
     p.add_argument("--sustained", default="30", metavar="S", help="without a pause (default: 30; 0 = none)")
     p.add_argument("--out", metavar="FILE", help="write there instead of outputs/profile-.../profile.json")
     p.add_argument("--plot", metavar="FILE", help="the picture, .svg or .png (default: beside the profile)")
+    p.add_argument(
+        "--sweep", action="append", metavar="KEY=A,B", help="time one batch under each; repeatable"
+    )
     p.add_argument("--merge", nargs="+", metavar="FILE", help="put these profiles into --out; times nothing")
     return p
 
@@ -51,6 +56,8 @@ def command(line: list[str]) -> int:
 
 def profiled(asked, overrides: list[str], line: list[str]) -> int:
     """Checks, measures or merges, writes and prints."""
+    if asked.sweep:
+        return swept(asked, overrides)
     out, drawn = _out(asked.out), _out(asked.plot, (".svg", ".png"), "--plot")
     if asked.merge:
         return merge(asked, overrides, out)
@@ -84,6 +91,41 @@ def profiled(asked, overrides: list[str], line: list[str]) -> int:
         print(json.dumps({"file": str(out), **found}, indent=2, allow_nan=False))
     else:
         print(table.text(profile))
+        print(f"\nwritten: {out}, {drawn}")
+    return 0
+
+
+def swept(asked, overrides: list[str]) -> int:
+    """--sweep: one batch under several settings."""
+    from adabatch.profiling import bars, sweep
+
+    for option in ("largest", "accumulation", "sustained", "merge"):
+        if getattr(asked, option) != parser().get_default(option):
+            raise UserError(f"--sweep times one batch under each setting, and --{option} is for a profile")
+    out, drawn = _out(asked.out), _out(asked.plot, (".svg",), "--plot of a --sweep")
+    batches = numbers(asked.batches, "--batches")
+    if len(batches) > 1:
+        raise UserError(f"--sweep times one batch, got --batches {asked.batches}")
+    spent = seconds(asked.seconds, "--seconds", 0.05)
+    if (place := places.detect()).kind != "single":
+        raise UserError(
+            f"--sweep starts a process after the other by itself, and was started by {place.kind}"
+        )
+    with config.composer(asked.config_dir):
+        chosen = sweep.settings(overrides, asked.sweep)
+    found = sweep.measured(
+        chosen, (batches or [None])[0], spent, lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    out = out or sweep.folder(chosen, overrides) / "sweep.json"
+    drawn = drawn or out.with_suffix(".svg")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(out, found)
+        files.write_bytes(drawn, bars.svg(found).encode())
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written ({error.strerror}): name another") from None
+    print(json.dumps({"file": str(out), **found}, indent=2) if asked.json else sweep.text(found))
+    if not asked.json:
         print(f"\nwritten: {out}, {drawn}")
     return 0
 

@@ -22,18 +22,9 @@ def measure(tree: dict, wanted: dict, meeting, tell, began: float) -> dict:
     parts = build(tree, ledger, meeting)
     setup = time.perf_counter() - began
     step, hardware = parts.step, parts.hardware
-    asked = hardware.micro_batch
-    samples = max(1, min(max(step.unit, COUNTED), parts.schedule.samples))
-    fits = memory.affordable(step, samples) if asked == "auto" else memory.whole_groups(asked, step.unit)
+    samples, fits = fitting(parts)
     ways = chosen(parts, wanted, fits)
-    facts = memory.depends_on(step, tree, parts.data.classes, fits)
-    machine_facts = {
-        "device": facts["device"],
-        "threads": hardware.threads,
-        "processes": hardware.ranks.world,
-        "adabatch": facts["adabatch"],
-        "torch": facts["torch"],
-    }
+    machine_facts = machine_of(parts, tree, fits)
     tell(f"profile   {type(step.model).__name__} on {machine_facts['device']}, {len(ways)} points")
     timer = Timer(parts, ledger, wanted["seconds"], tell)
     rows, reference = timer.all(ways)
@@ -65,6 +56,26 @@ def measure(tree: dict, wanted: dict, meeting, tell, began: float) -> dict:
         split.close()
     hardware.ranks.close()
     return found
+
+
+def fitting(parts) -> tuple[int, int]:
+    """(samples over which operations are counted, the largest pass that a run takes)."""
+    step, asked = parts.step, parts.hardware.micro_batch
+    samples = max(1, min(max(step.unit, COUNTED), parts.schedule.samples))
+    fits = memory.affordable(step, samples) if asked == "auto" else memory.whole_groups(asked, step.unit)
+    return samples, fits
+
+
+def machine_of(parts, tree: dict, fits: int) -> dict:
+    """What a time depends on beside the configuration."""
+    facts = memory.depends_on(parts.step, tree, parts.data.classes, fits)
+    return {
+        "device": facts["device"],
+        "threads": parts.hardware.threads,
+        "processes": parts.hardware.ranks.world,
+        "adabatch": facts["adabatch"],
+        "torch": facts["torch"],
+    }
 
 
 def chosen(parts, wanted: dict, fits: int) -> list[points.Way]:
