@@ -104,17 +104,18 @@ def configured(config: dict) -> dict:
     """What of a resolved configuration a step's time depends on beside the batch: known without torch."""
     model, data, hardware = config["model"], config["dataset"], config["hardware"]
     kept = "precision memory_format compile convolution ghost_norm deterministic reduction".split()
-    optimizer = config["optimizer"]
+    optimizer, evaluated = config["optimizer"], config.get("evaluate") or {}
     unread = (*OTHERWISE, "ghost") if model.get("norm") == "own" else OTHERWISE
     found = {
         "model": {k: v for k, v in model.items() if k not in unread and (k, v) not in EARLIER},
         "dataset": {k: data.get(k) for k in ("_target_", "size", "augment")},
         "hardware": {k: hardware.get(k) for k in kept},
-        "optimizer": " ".join(str(optimizer[k]) for k in ("_target_", "base") if k in optimizer),
+        "optimizer": " ".join(str(optimizer[k]) for k in ("_target_", "base", "steps") if k in optimizer),
         "loss": config["loss"]["_target_"],
         "ema": bool(config.get("ema")),
         "clip_norm": bool(config.get("clip_norm")),
-        **({"flip": True} if (config.get("evaluate") or {}).get("flip") else {}),  # of the evaluation's rate
+        # Of the evaluation's rate.
+        **{key: evaluated[key] for key in ("flip", "translate") if evaluated.get(key)},
     }
     return json.loads(json.dumps(found, default=str))
 

@@ -42,7 +42,7 @@ EXCLUDED = (
 ALONE = ("hardware.parallel_runs", "hardware.own_process")  # of a multirun, never of what a run computes
 # Keys that are younger than some runs, and what those did: with these values a run stays the same run.
 LATER = {"optimizer.bias_lr": 1, "evaluate.flip": False, "model.train": "all", "model.init_head": True}
-LATER |= {"model.norm": "own"}
+LATER |= {"model.norm": "own", "evaluate.translate": 0}
 
 # What is measured in a row or a summary; everything else is equal between equal runs.
 TIMES = ("seconds", "train_seconds", "device_seconds", "wall_seconds")

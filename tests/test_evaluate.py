@@ -90,7 +90,7 @@ def test_flip_is_the_mean_of_the_logits_of_a_picture_and_its_mirror_image(tmp_pa
 def test_flip_is_for_pictures():
     table = types.SimpleNamespace(shape=(12,))
     with pytest.raises(UserError, match=r"mirrors pictures .* a sample here is \[12\]: evaluate.flip=false"):
-        build.mirrored(resolved("evaluate.flip=true"), table)
+        build.views(resolved("evaluate.flip=true"), table)
     older = resolved()
     del older["evaluate"]["flip"]
-    assert not build.mirrored(older, table)
+    assert not build.views(older, table)

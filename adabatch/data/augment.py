@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from adabatch import draws
+from adabatch.data.keys import SIDE
 from adabatch.data.windows import Windows, laid_out, padded
 from adabatch.errors import UserError, suggest
 
@@ -23,7 +24,7 @@ def drawn(keys, counts: dict):
     One hash for all: on so few numbers the calls are what costs.
     """
     purposes, limits = (np.array(list(part), dtype=np.int64)[:, None] for part in (counts, counts.values()))
-    return draws.array_bits(draws.AUGMENT, keys.cpu().numpy() * 8 + purposes) * limits >> 32
+    return draws.array_bits(draws.AUGMENT, (keys.cpu().numpy() & draws.MASK) * 8 + purposes) * limits >> 32
 
 
 class Augment:
@@ -31,10 +32,18 @@ class Augment:
 
     pad_mode: zeros, reflect, or a number to fill with (in the units of x). cutout: side of a square set to
     the mean (DeVries and Taylor 2017, arXiv 1708.04552; wholly inside the picture as in cifar10-fast); it is
-    applied by `Prepare`.
+    applied by `Prepare`. flip: true = by chance, every second picture; alternate = where the key says so
+    (`keys.py`).
     """
 
-    def __init__(self, pad: int = 0, pad_mode: str | float = "zeros", flip: bool = False, cutout: int = 0):
+    def __init__(
+        self, pad: int = 0, pad_mode: str | float = "zeros", flip: bool | str = False, cutout: int = 0
+    ):
+        if not isinstance(flip, bool) and flip != "alternate":
+            raise UserError(
+                f"dataset.augment.flip is true, false or alternate, got {flip!r}."
+                f"{suggest(str(flip), ('alternate',))}"
+            )
         if not isinstance(pad_mode, (int, float)) and pad_mode not in ("zeros", "reflect"):
             modes = ("zeros", "reflect")
             raise UserError(
@@ -43,7 +52,8 @@ class Augment:
             )
         if pad < 0 or cutout < 0:
             raise UserError(f"dataset.augment takes pad >= 0 and cutout >= 0, got pad={pad}, cutout={cutout}")
-        self.pad, self.pad_mode, self.flip, self.cutout = pad, pad_mode, flip, cutout
+        self.pad, self.pad_mode, self.cutout = pad, pad_mode, cutout
+        self.flip, self.alternate = bool(flip), flip == "alternate"
 
     def __call__(self, x, keys, memory_format=torch.contiguous_format):
         """keys: int64 [n] -> the same shape and dtype, in `memory_format`."""
@@ -60,6 +70,8 @@ class Augment:
         """indices: int64 [n], a NumPy array; keys: int64 [n] -> crops [n, c, h, w]."""
         shifts = 2 * self.pad + 1
         top, left, flip = drawn(keys, {ROW: shifts, COLUMN: shifts, FLIP: 1 + self.flip})
+        if self.alternate:
+            flip = keys.cpu().numpy() >> SIDE
         # Mirroring the crop whose first column is `left` = cropping the mirror image from the other side.
         left = np.where(flip, 2 * self.pad - left, left)
         return windows.read(indices + flip * (windows.count // 2), top, left)
