@@ -14,6 +14,7 @@ from adabatch import finetune, layers
 from adabatch.errors import UserError
 from adabatch.layers import Dropout, split_dependent
 from adabatch.models import preresnet, resnet, wide_resnet
+from adabatch.models.airbench import Airbench
 from adabatch.models.alexnet import AlexNet
 from adabatch.models.bigbatch import CifarShallow, MnistF1
 from adabatch.models.convnet import ConvNet
@@ -263,6 +264,7 @@ SMALL = [
     (CifarShallow, {}),
     (Torchvision, {"name": "resnet18"}),
     (ResNet9, {"whiten": True, "celu": 0.3, "pool_first": True}),
+    (Airbench, {}),
 ]
 LARGE = [
     (Vgg, {}),
