@@ -133,7 +133,7 @@ def told(out, went: list) -> None:
 
 
 def test_behind_its_epochs_nothing_goes_backward_through_the_whitening(narrow):
-    """Epochs of 40 samples, three of them: 110 lies within, 120 behind; position alone decides, either way."""
+    """Three epochs of 40 samples: 110 lies within, 120 behind; position alone decides, either way."""
     step = build.build(resolved(*RUN, "epochs=3", "hardware.micro_batch=8")).step
     went, layer = [], step.model.whiten
     layer.register_forward_hook(lambda _, x, out: told(out, went))
