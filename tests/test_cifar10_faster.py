@@ -29,6 +29,7 @@ def test_the_recipe_has_the_figures_of_its_source():
     assert tree["label_smoothing"] == 0.2 and tree["evaluate"] == {"every": 1, "flip": True, "translate": 1}
     varied = {"pad": 2, "pad_mode": "reflect", "flip": "alternate", "cutout": 0}
     assert tree["dataset"]["augment"] == varied and tree["model"]["whiten_bias_epochs"] == 3
+    assert BATCH % tree["model"]["ghost"] == 0 and tree["model"]["dirac"]
 
 
 def test_the_rates_of_every_group_are_those_of_the_source_in_our_units():
@@ -105,7 +106,7 @@ def test_each_arm_of_the_table_lacks_what_it_says():
 
 
 SMALLER = (
-    "dataset=synthetic", "dataset.samples=96", "dataset.test_samples=32", "model.ghost=8", "epochs=2",
+    "dataset=synthetic", "dataset.samples=48", "dataset.test_samples=16", "model.ghost=8", "epochs=2",
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ class Airbench(nn.Module):
         dirac: bool = True,
         logit_scale: float = 1 / 9,
         norm: str = "ghost",
-        ghost: int = 125,
+        ghost: int = 32,
     ):
         super().__init__()
         yes_or_no(dirac=dirac)
