@@ -527,8 +527,8 @@ OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))
 def test_the_options_are_those_promised():
     assert OPTIONS == [
         "airbench", "alexnet", "cifar100_shallow", "cifar10_shallow", "convnet", "densenet", "mnist_f1",
-        "mobilenet_v2", "preresnet", "proxylessnas_mobile", "resnet", "resnet9", "resnext", "torchvision", "vgg",
-        "wide_resnet",
+        "mobilenet_v2", "preresnet", "proxylessnas_mobile", "resnet", "resnet9", "resnext", "torchvision",
+        "vgg", "wide_resnet",
     ]  # fmt: skip
 
 
