@@ -12,6 +12,8 @@ from adabatch import (
     cutting,
     draws,
     ema,
+    evaluation,
+    fading,
     finetune,
     ghostnorm,
     kept,
@@ -145,7 +147,8 @@ def losses(config: dict):
 def optimizer(node: dict, model):
     """(Flat, optimizer). Ours update a vector per group, and are shown the parameters in it (`named`); others
     get the parameters themselves."""
-    if not (kept := optim.groups(model, node)):
+    grouped = getattr(locate(node["_target_"], "optimizer._target_"), "groups", optim.groups)
+    if not (kept := fading.apart(grouped(model, node), model)):
         raise UserError("the network has no trainable parameter")
     groups, own = zip(*kept)
     flat = Flat(model, groups)
@@ -214,18 +217,24 @@ class Parts:
     average: ema.Average | None
     loss: object  # of evaluation
     shadows: Shadows
-    flip: bool = False  # whether evaluations see each picture's mirror image too
+    views: tuple = ()  # how evaluations show a picture (`evaluation.views`)
 
 
-def mirrored(config: dict, parts: Data) -> bool:
-    """evaluate.flip; configurations from before it have none."""
-    flip = bool(config["evaluate"].get("flip"))
-    if flip and len(parts.shape) != 3:
+def views(config: dict, parts: Data) -> tuple:
+    """evaluate.flip and evaluate.translate; configurations from before them have none."""
+    flip, translate = (config["evaluate"].get(key) or 0 for key in ("flip", "translate"))
+    for asked, does in ((flip and "flip=true", "mirrors"), (translate and f"translate={translate}", "moves")):
+        if asked and len(parts.shape) != 3:
+            raise UserError(
+                f"evaluate.{asked} {does} pictures [c, h, w], and a sample here is {list(parts.shape)}: "
+                f"evaluate.{asked.partition('=')[0]}={'false' if does == 'mirrors' else 0}"
+            )
+    if translate and translate >= min(parts.shape[1:]):
         raise UserError(
-            f"evaluate.flip=true mirrors pictures [c, h, w], and a sample here is {list(parts.shape)}: "
-            "evaluate.flip=false"
+            "evaluate.translate is below the side of the picture, whose border is reflected, got "
+            f"{translate} for {parts.shape[1]}x{parts.shape[2]}"
         )
-    return flip
+    return evaluation.views(bool(flip), translate)
 
 
 def build(config: dict, ledger=None, meeting=None) -> Parts:
@@ -238,7 +247,7 @@ def build(config: dict, ledger=None, meeting=None) -> Parts:
     parts = kept.splits(config, hardware.device, lambda: on_device(data(config["dataset"]), hardware.device))
     planned = plan.schedule(config, len(parts.train))
     plan.refuse_blind(planned, config["dataset"].get("validation"))
-    flip = mirrored(config, parts)
+    shown = views(config, parts)
     model = network(config["model"], parts, config["seed"], hardware, config["dataset"]).train()
     if hardware.ranks.rank:  # torch's own dropout must not draw one mask for all ranks
         torch.manual_seed(draws.key(config["seed"], draws.INIT, hardware.ranks.rank) >> 1)
@@ -250,7 +259,10 @@ def build(config: dict, ledger=None, meeting=None) -> Parts:
     loss, plain = losses(config)
     forward = compiled(model, hardware)
     source, rest = resident(parts.train, prepare)
-    stream = Stream(kept.source(source, hardware.memory_format), rest, config["seed"], hardware.device)
+    stream = Stream(
+        kept.source(source, hardware.memory_format), rest, config["seed"], hardware.device,
+        alternate=prepare.augment is not None and prepare.augment.alternate,
+    )  # fmt: skip
     unit, steps = layers.ghost_size(model), planned.needs - {"validation"}
     meter = measuring(planned, flat, chosen, unit) if steps else None
     held = optim.Held(chosen, plan.hold(config["schedule"]))
@@ -262,4 +274,4 @@ def build(config: dict, ledger=None, meeting=None) -> Parts:
         witness.attend(config, step, parts)
     shadows = shadowing(config, planned, step, len(parts.train))
     average = ema.Average(flat, config["ema"]) if config["ema"] else None
-    return Parts(hardware, parts, prepare, planned, step, average, plain, shadows, flip)
+    return Parts(hardware, parts, prepare, planned, step, average, plain, shadows, shown)

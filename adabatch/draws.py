@@ -11,7 +11,7 @@ Not for cryptography; for masks, shifts and permutations the quality is tested i
 from functools import cache
 
 MASK = 0xFFFFFFFF
-ORDER, AUGMENT, DROPOUT, INIT = 1, 2, 3, 4  # what a draw is for: streams that never share a key
+ORDER, AUGMENT, DROPOUT, INIT, SIDE = 1, 2, 3, 4, 5  # what a draw is for: streams that never share a key
 
 
 def _mix(h):

@@ -8,7 +8,7 @@ from adabatch import arguments, runs, targets
 from adabatch.errors import UserError
 
 TRUSTED = tuple(
-    f"adabatch.{part}." for part in ("models", "data", "schedules", "optim", "hardware", "losses", "step")
+    f"adabatch.{part}." for part in "models data schedules optim muon hardware losses step".split()
 )
 TRUSTED += ("torch.nn.", "torch.optim.")
 
@@ -77,7 +77,7 @@ def evaluate(folder, config: dict, split: str = "test", weights=None) -> dict:
         raise UserError(f"{folder} was trained without dataset.validation: --split test")
     chunk = evaluation.chunk_of(memory.choose(parts.step, parts.schedule, config, parts.data.classes))
     loss, error = evaluation.evaluate(
-        parts.step.model, parts.hardware, samples, parts.prepare, parts.loss, chunk, parts.flip
+        parts.step.model, parts.hardware, samples, parts.prepare, parts.loss, chunk, parts.views
     )
     for each in (parts.data.train, parts.data.test):
         each.close()

@@ -3,6 +3,7 @@
 import logging
 
 import torch
+import torch.nn.functional as F
 
 from adabatch import memory
 from adabatch.errors import is_out_of_memory
@@ -17,17 +18,38 @@ def chunk_of(micro_batch: int) -> int:
     return min(4 * micro_batch, max(micro_batch, 256))
 
 
+def views(flip: bool, translate: int) -> tuple:
+    """How a picture is shown: (weight, pixels down and right, whether mirrored) of each view, () = as it is.
+
+    translate: half of the weight goes, in equal parts, to the picture moved by so many pixels up and left,
+    and down and right. flip: each of these once more as its mirror image, of equal weight. Both, with one
+    pixel: the six views of KellerJordan/cifar10-airbench (Jordan 2024, arXiv 2404.00498).
+    """
+    moved = [(0.5, 0), (0.25, -translate), (0.25, translate)] if translate else [(1.0, 0)]
+    found = [(weight / (1 + flip), by, side) for weight, by in moved for side in (False, True)[: 1 + flip]]
+    return tuple(found) if len(found) > 1 else ()
+
+
+def seen(x, by: int, mirrored: bool):
+    """x [n, c, h, w] moved down and right by `by` pixels, its border reflected, and perhaps mirrored."""
+    if by:
+        height, width = x.shape[-2:]
+        start = abs(by) - by
+        x = F.pad(x, (abs(by),) * 4, mode="reflect")[..., start : start + height, start : start + width]
+    return x.flip(-1) if mirrored else x
+
+
 @torch.no_grad()
-def evaluate(model, hardware, samples, prepare, loss, chunk: int, flip=False) -> tuple[float, float | None]:
+def evaluate(model, hardware, samples, prepare, loss, chunk: int, shown=()) -> tuple[float, float | None]:
     """(mean loss, share of wrong answers or None) over all of `samples`, in passes of `chunk`; of half as
-    many where a rank runs out of memory. flip: outputs are the mean over a picture and its mirror image.
+    many where a rank runs out of memory. shown: of `views`, over which outputs are averaged.
 
     Each pass is one rank's, and has sums of its own, which are added in one order at the end: the figures are
     the same bits on any number of ranks.
     """
     model.eval()
     while True:
-        found = _sums(model, hardware, samples, prepare, loss, chunk, flip)
+        found = _sums(model, hardware, samples, prepare, loss, chunk, shown)
         if found is not None:
             break
         hardware.empty_cache()
@@ -39,7 +61,7 @@ def evaluate(model, hardware, samples, prepare, loss, chunk: int, flip=False) ->
     return loss_sum / len(samples), wrong_sum / len(samples) if counted else None
 
 
-def _sums(model, hardware, samples, prepare, loss, chunk: int, flip: bool) -> tuple | None:
+def _sums(model, hardware, samples, prepare, loss, chunk: int, shown: tuple) -> tuple | None:
     """(sums of loss and wrong answers by pass [passes, 2], whether answers can be wrong); None on all ranks
     where one ran out of memory."""
     ranks, starts = hardware.ranks, range(0, len(samples), chunk)
@@ -51,12 +73,11 @@ def _sums(model, hardware, samples, prepare, loss, chunk: int, flip: bool) -> tu
             inputs, labels = samples.read(torch.arange(start, min(start + chunk, len(samples))))
             labels = labels.to(hardware.device)
             x = prepare(inputs)
-            with hardware.autocast():
-                outputs = model(x)  # not compiled: each shape would cost a compilation
-                mirrored = model(x.flip(-1)) if flip else None
-            outputs = outputs.to(hardware.dtype)
-            if flip:
-                outputs = (outputs + mirrored.to(hardware.dtype)) / 2
+            with hardware.autocast():  # not compiled: each shape would cost a compilation
+                found = [model(seen(x, by, side)) for _, by, side in shown] if shown else [model(x)]
+            outputs = found[0].to(hardware.dtype)
+            if shown:
+                outputs = sum(w * out.to(hardware.dtype) for (w, *_), out in zip(shown, found))
             sums[index, 0] = loss(outputs, labels).sum().double()
             wrong = errors(outputs, labels)
             counted = counted and wrong is not None

@@ -175,6 +175,11 @@ def groups(model: nn.Module, node: dict) -> list[tuple[list, dict]]:
     return [(named, own) for named, own in found if named]
 
 
+def gradients(params) -> list:
+    """For optimizers of ours in other files: only few touch gradients."""
+    return [p.grad for p in params]
+
+
 class Held:
     """Horizons that are kept constant in samples while the batch grows from B0 to k B0 (off unless asked
     for).

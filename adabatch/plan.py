@@ -26,6 +26,7 @@ ADAM_TYPE = (
     "sophia",
     "shampoo",
     "soap",
+    "muon",
     "normalized",
     "normalised",
 )

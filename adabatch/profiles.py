@@ -104,7 +104,8 @@ def configured(config: dict) -> dict:
     """What of a resolved configuration a step's time depends on beside the batch: known without torch."""
     model, data, hardware = config["model"], config["dataset"], config["hardware"]
     kept = "precision memory_format compile convolution ghost_norm deterministic reduction".split()
-    optimizer, varied = config["optimizer"], data.get("augment")
+    optimizer, evaluated = config["optimizer"], config.get("evaluate") or {}
+    varied = data.get("augment")
     if isinstance(varied, dict):  # younger keys, which older profiles lack, are null unless they are used
         varied = {k: v for k, v in varied.items() if v is not None}
     chosen = {k: v for k, v in hardware.items() if k == "benchmark" and v != "auto"}
@@ -113,11 +114,12 @@ def configured(config: dict) -> dict:
         "model": {k: v for k, v in model.items() if k not in unread and (k, v) not in EARLIER},
         "dataset": {k: data.get(k) for k in ("_target_", "size")} | {"augment": varied},
         "hardware": {k: hardware.get(k) for k in kept} | chosen,
-        "optimizer": " ".join(str(optimizer[k]) for k in ("_target_", "base") if k in optimizer),
+        "optimizer": " ".join(str(optimizer[k]) for k in ("_target_", "base", "steps") if k in optimizer),
         "loss": config["loss"]["_target_"],
         "ema": bool(config.get("ema")),
         "clip_norm": bool(config.get("clip_norm")),
-        **({"flip": True} if (config.get("evaluate") or {}).get("flip") else {}),  # of the evaluation's rate
+        # Of the evaluation's rate.
+        **{key: evaluated[key] for key in ("flip", "translate") if evaluated.get(key)},
     }
     return json.loads(json.dumps(found, default=str))
 

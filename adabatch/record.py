@@ -227,7 +227,7 @@ class Record:
 
     def _evaluated(self, samples) -> tuple:
         parts, chunk = self.parts, evaluation.chunk_of(self.parts.step.micro_batch)
-        shown = samples, parts.prepare, parts.loss, chunk, parts.flip
+        shown = samples, parts.prepare, parts.loss, chunk, parts.views
         return evaluation.evaluate(self.model, parts.hardware, *shown)
 
     def state(self) -> dict:

@@ -43,7 +43,7 @@ ALONE = ("hardware.parallel_runs", "hardware.own_process")  # of a multirun, nev
 # Keys that are younger than some runs, and what those did: with these values a run stays the same run.
 LATER = {"optimizer.bias_lr": 1, "evaluate.flip": False, "model.train": "all", "model.init_head": True}
 LATER |= {"model.norm": "own", "hardware.benchmark": "auto", "dataset.crop_pct": None}
-LATER |= {"dataset.augment.scale": None, "dataset.augment.ratio": None}
+LATER |= {"dataset.augment.scale": None, "dataset.augment.ratio": None, "evaluate.translate": 0}
 
 # What is measured in a row or a summary; everything else is equal between equal runs.
 TIMES = ("seconds", "train_seconds", "device_seconds", "wall_seconds")

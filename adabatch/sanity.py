@@ -7,7 +7,7 @@ from adabatch.targets import TRAINED
 GROUPS = ("model", "dataset", "schedule", "hardware", "optimizer")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 NORMS = ("ghost", "l1", "batch", "group", "layer", "none")
-BLOCK_NORMALIZED = "adabatch.optim.BlockNormalized"
+BLOCK_NORMALIZED, MUON = "adabatch.optim.BlockNormalized", "adabatch.muon.Muon"
 # Keys that belong to one base of it, as its YAML has them: elsewhere they would do nothing.
 BASES = {"sgd": {"momentum": 0.9, "nesterov": False}, "adam": {"betas": [0.9, 0.999], "eps": 1e-8}}
 GHOST = ("ghost", "l1")  # those over ghost groups
@@ -62,6 +62,8 @@ def sane(config: dict) -> None:
     started(values)
     if config["optimizer"]["_target_"] == BLOCK_NORMALIZED:
         block_normalized(values)
+    if config["optimizer"]["_target_"] == MUON:
+        muon(values)
     if config["model"]["_target_"].startswith("adabatch."):
         network(values)
     if config["hardware"]["_target_"] == "adabatch.hardware.Hardware":
@@ -112,7 +114,7 @@ def general(values: Values) -> None:
             number(path, "null or a whole number above 0", lambda v: v > 0, whole=True)
     if at("dataset.validation") is not None:
         number("dataset.validation", "a whole number from 0", lambda v: v >= 0, whole=True)
-    for path in ("dataset.augment.pad", "dataset.augment.cutout"):
+    for path in ("dataset.augment.pad", "dataset.augment.cutout", "evaluate.translate"):
         if at(path) is not None:
             number(path, "a whole number of pixels from 0", lambda v: v >= 0, whole=True)
     pictures(values)
@@ -221,6 +223,23 @@ def block_normalized(values: Values) -> None:
         raise UserError(
             "clip_norm shortens the gradient, and optimizer=block_normalized sets its length, so it would do "
             f"nothing; got clip_norm={values.at('clip_norm')}: set it to null"
+        )
+
+
+def muon(values: Values) -> None:
+    """Keys of optimizer=muon, and a horizon that it has two of."""
+    for key, rule, fits, whole in (
+        ("steps", "a whole number from 1", lambda v: v >= 1, True),
+        ("head_lr", "a number above 0", lambda v: 0 < v < float("inf"), False),
+        ("momentum", "a number from 0 to below 1", lambda v: 0 <= v < 1, False),
+        ("sgd_momentum", "a number from 0 to below 1", lambda v: 0 <= v < 1, False),
+    ):
+        if key in values.config["optimizer"]:  # only by its class it may come without
+            values.number(f"optimizer.{key}", rule, fits, whole)
+    if "momentum" in (values.at("schedule.hold") or ()):
+        raise UserError(
+            "schedule.hold=[momentum] makes up for a longer momentum by the learning rate, and a step of "
+            f"optimizer=muon is as long with any; got {values.at('schedule.hold')}: leave momentum out"
         )
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import torch
 
-from adabatch import layers, memory, summing
+from adabatch import fading, layers, memory, summing
 from adabatch.errors import UserError, is_out_of_memory
 from adabatch.flat import Flat
 from adabatch.losses import cross_entropy, errors  # noqa: F401 (older run folders name the loss here)
@@ -91,8 +91,8 @@ class Step:
             noise = self._measured(start, setting, self.meter, needs) if needs & (GROUPED | SINGLE) else None
             return totals, counted, agreed, noise
 
-        totals, counted, agreed, noise = self._fitting(attempt, setting, meter)
-        self._update(setting)
+        totals, counted, agreed, noise = self._fitting(attempt, start, setting, meter)
+        self._update(start, setting)
         passes, largest = self.share(setting.batch_size, meter)
         wrong, group = totals[1] if counted else None, meter.size if meter else 0
         return StepResult(totals[0], wrong, passes, largest, noise, group, agreed)
@@ -107,11 +107,12 @@ class Step:
                     self._gradient(start, setting, meter, needs, record=False)
                 return self._measured(start, setting, meter, needs)
 
-        return self._fitting(attempt, setting, meter)
+        return self._fitting(attempt, start, setting, meter)
 
-    def _fitting(self, attempt, setting, meter):
+    def _fitting(self, attempt, start: int, setting, meter):
         """attempt(), again with half the micro-batch while a rank runs out of memory. Nothing of a failed one
         remains: the update comes later, and what a forward pass moves is put back."""
+        fading.thaw(self.optimizer.param_groups, start / len(self.stream))
         generator = self.hardware.generator_state()
         if self._foreign:
             torch._foreach_copy_(self._kept, self._foreign)
@@ -271,7 +272,7 @@ class Step:
         self.micro.record = record
 
     @torch.no_grad()
-    def _update(self, setting) -> None:
+    def _update(self, start: int, setting) -> None:
         kept = self._weights(setting.batch_size)[2]
         self.flat.running.mul_(kept).add_(self.flat.pending)
         # Plain batch norm has seen this rank's share only: all go by the last rank, which never is without.
@@ -280,8 +281,7 @@ class Step:
             norm = torch.linalg.vector_norm(self.flat.grads)
             self.flat.grads.mul_((self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         lr = setting.lr * (self.held.apply(setting) if self.held else 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+        fading.rates(self.optimizer.param_groups, lr, start / len(self.stream))
         self.optimizer.step()
         if self.witness:
             self.witness.updated(self.flat, self.optimizer)

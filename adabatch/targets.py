@@ -31,6 +31,7 @@ NEUTRAL = {
     "augment": {"pad": 0, "flip": False, "cutout": 0, "scale": None, "ratio": None},
 }  # fmt: skip
 STEPS = "adabatch.schedules.Steps"
+WORDS = {("dataset", "augment", "flip"): ("alternate",)}  # what is true, false or a word
 # Arguments that code passes by itself (data, devices): the configuration must not name them.
 INTERFACE = {
     "model": ("num_classes", "channels", "shape"),
@@ -152,9 +153,11 @@ def _value(value, known, path, typed, choices, notes):
     elif value is None or known is None or (isinstance(known, str) and "${" in known):
         return value
     name, got = ".".join(path), f"got {value!r}"
-    if isinstance(known, bool):
-        if not isinstance(value, bool):
-            raise UserError(f"{name} is true or false, {got}")
+    if isinstance(known, bool) or path in WORDS:
+        words = WORDS.get(path, ())
+        if not isinstance(value, bool) and value not in words:
+            rule = f"true, false or {' or '.join(words)}" if words else "true or false"
+            raise UserError(f"{name} is {rule}, {got}")
     elif isinstance(known, (int, float)):
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise UserError(f"{name} is a number, {got}")

@@ -134,7 +134,8 @@ class Witness:
         for name in ("sample", "label", "input"):
             seen[name] = torch.cat([*seen[name], torch.zeros(0, dtype=torch.int64)])
         seen["loss"] = torch.cat([*seen["loss"], torch.zeros(0, dtype=torch.float64)])
-        seen["lr"] = [group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+        lasting = [group for group in optimizer.param_groups if "until" not in group]
+        seen["lr"] = [group["lr"] / group.get("lr_scale", 1.0) for group in lasting]
         seen["weights"], seen["running"] = part(flat.params), part(flat.running)
         seen["drew"] = self.generator != generator_digest(self.step.hardware.device)
         self.done, self.changes = self.done + 1, self.changes + 1

@@ -15,6 +15,7 @@ import time
 
 RGB = "dataset=synthetic dataset.samples=400 dataset.test_samples=40"
 SMALL = {
+    "airbench": f"{RGB} model.ghost=8 optimizer=muon",
     "alexnet": RGB,
     "cifar10_shallow": f"{RGB} model.ghost=8",
     "cifar100_shallow": f"{RGB} model.ghost=8",

@@ -14,12 +14,12 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 # A module (or a package, as one) imports only what stands in a line above its own. Add new ones by hand.
 LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
-    "cutting places losses student",
+    "cutting places losses student fading",
     "noise files environment arguments labels jobrecord native published",
     "ghostnorm",
     "console ledger layers convolution data checkpoint trackers ema optim targets profiles suggestions",
     "inputs kept throughput persample machine logs watch pace finetune",
-    "runs models statistics flat measure meeting forecast",
+    "runs models statistics flat measure meeting forecast muon",
     "alike worlds",
     "ranks schedules owner report signals processes",
     "hardware summing memory submission sharing traces phases",
@@ -48,7 +48,7 @@ LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names.spl
 ONLY = {
     "schedules": {"errors", "draws", "noise", "cutting"},  # a schedule never sees model, optimizer or data
     "models": {"errors", "draws", "layers"},
-    "step": {"errors", "layers", "losses", "noise", "flat", "measure", "memory", "summing"},
+    "step": {"errors", "fading", "layers", "losses", "noise", "flat", "measure", "memory", "summing"},
     "report": {"errors", "runs", "files", "statistics", "suggestions"},
     "status": set("errors runs files owner places console labels submission slurm arguments".split()),
     "statistics": set(),

@@ -168,7 +168,7 @@ def test_options_of_sbatch_may_be_given_as_a_mapping():
         ("evaluate.every=0", "above 0"),
         ("evaluate=3", "keys of its own"), ("trackers.wandb.tags=a", "list"),
         ("schedule.base_batch=big", "a number"),
-        ("dataset.limit=0", "dataset.limit"), ("model=null", "The options are: alexnet"),
+        ("dataset.limit=0", "dataset.limit"), ("model=null", "The options are: airbench"),
         ("~loss", "loss is missing"),
         ("model._target_=null", "module.name"), ("~seed", "do not delete"), ("seed=${nothing}", "seed"),
         ("seed=???", "seed"),

@@ -1,16 +1,20 @@
 """adabatch-evaluate counts the kept weights anew, and runs no stranger's code unasked."""
 
+import contextlib
 import json
 import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from support import SMALL, resolved, run
 
-from adabatch import build, evaluate, runs
+from adabatch import build, evaluate, evaluation, losses, runs
+from adabatch.data.samples import TensorSamples
 from adabatch.errors import UserError
 from adabatch.models.convnet import ConvNet
+from adabatch.ranks import Alone
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +91,60 @@ def test_flip_is_the_mean_of_the_logits_of_a_picture_and_its_mirror_image(tmp_pa
     assert again["loss"] == row["eval_loss"] and again["error"] == row["eval_error"]
 
 
+def test_views_have_the_weights_of_their_source():
+    """airbench's: mirror image or not half of the time each; as it is half of the time, up and left or down
+    and right a quarter each."""
+    assert evaluation.views(False, 0) == ()
+    assert evaluation.views(True, 0) == ((0.5, 0, False), (0.5, 0, True))
+    assert evaluation.views(False, 2) == ((0.5, 0, False), (0.25, -2, False), (0.25, 2, False))
+    six = {(by, side): weight for weight, by, side in evaluation.views(True, 1)}
+    assert six == {(by, side): 0.25 if by == 0 else 0.125 for by in (-1, 0, 1) for side in (False, True)}
+
+
+def test_a_moved_view_is_a_crop_of_the_picture_with_its_border_reflected():
+    x = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    for by, crop in {1: padded[..., :4, :5], -1: padded[..., 2:, 2:], 0: x.numpy()}.items():
+        assert np.array_equal(evaluation.seen(x, by, False).numpy(), crop)
+        assert np.array_equal(evaluation.seen(x, by, True).numpy(), crop[..., ::-1])
+
+
+def test_an_evaluation_with_all_views_is_the_weighted_mean_of_their_logits():
+    """By a network whose logits tell the views apart; in passes that do not divide the samples."""
+    x = torch.randn(7, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    taps = torch.randn(3 * 4 * 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5, bias=False).double())
+    model[1].weight.data.copy_(taps.T)
+    hardware = types.SimpleNamespace(
+        ranks=Alone(), device="cpu", dtype=torch.float64, autocast=contextlib.nullcontext
+    )
+    labels = torch.arange(7) % 5
+    data, shown = TensorSamples(x, labels), evaluation.views(True, 1)
+    found, error = evaluation.evaluate(model, hardware, data, lambda x: x, losses.cross_entropy, 3, shown)
+    padded, logits = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect"), 0
+    for weight, crop in ((0.25, x.numpy()), (0.125, padded[..., :4, :4]), (0.125, padded[..., 2:, 2:])):
+        for side in (crop, crop[..., ::-1]):
+            logits = logits + weight * torch.from_numpy(side.reshape(7, 48).copy()) @ taps
+    assert found == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-12)
+    assert error == (logits.argmax(1) != labels).double().mean().item()
+
+
+def test_views_are_for_pictures_that_have_room_for_them():
+    older = resolved()
+    del older["evaluate"]["translate"]
+    assert build.views(older, types.SimpleNamespace(shape=(12,))) == ()
+    wrong = {(12,): r"moves pictures .* \[12\]: evaluate.translate=0", (3, 4, 9): "got 4 for 4x9"}
+    for shape, message in wrong.items():
+        with pytest.raises(UserError, match=message):
+            build.views(resolved("evaluate.translate=4"), types.SimpleNamespace(shape=shape))
+    with pytest.raises(UserError, match="evaluate.translate is a whole number of pixels from 0, got -1"):
+        resolved("evaluate.translate=-1")
+
+
 def test_flip_is_for_pictures():
     table = types.SimpleNamespace(shape=(12,))
     with pytest.raises(UserError, match=r"mirrors pictures .* a sample here is \[12\]: evaluate.flip=false"):
-        build.mirrored(resolved("evaluate.flip=true"), table)
+        build.views(resolved("evaluate.flip=true"), table)
     older = resolved()
     del older["evaluate"]["flip"]
-    assert not build.mirrored(older, table)
+    assert not build.views(older, table)

@@ -14,6 +14,7 @@ from adabatch import finetune, layers
 from adabatch.errors import UserError
 from adabatch.layers import Dropout, split_dependent
 from adabatch.models import preresnet, resnet, wide_resnet
+from adabatch.models.airbench import Airbench
 from adabatch.models.alexnet import AlexNet
 from adabatch.models.bigbatch import CifarShallow, MnistF1
 from adabatch.models.convnet import ConvNet
@@ -263,6 +264,7 @@ SMALL = [
     (CifarShallow, {}),
     (Torchvision, {"name": "resnet18"}),
     (ResNet9, {"whiten": True, "celu": 0.3, "pool_first": True}),
+    (Airbench, {}),
 ]
 LARGE = [
     (Vgg, {}),
@@ -329,7 +331,7 @@ def test_images_larger_than_the_network_was_made_for_work(network, keys):
 
 
 def test_the_sizes_that_the_networks_ask_for():
-    assert [build(n, device="meta", **k).size for n, k in SMALL] == [8] + [32] * 12 + [28, 32, 32, 32]
+    assert [build(n, device="meta", **k).size for n, k in SMALL] == [8] + [32] * 12 + [28] + [32] * 4
     assert build(MobileNetV2, device="meta", stem="imagenet").size == 224
     assert build(ProxylessNasMobile, device="meta", stem="imagenet").size == 224
 
@@ -524,9 +526,9 @@ OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 def test_the_options_are_those_promised():
     assert OPTIONS == [
-        "alexnet", "cifar100_shallow", "cifar10_shallow", "convnet", "densenet", "mnist_f1", "mobilenet_v2",
-        "preresnet", "proxylessnas_mobile", "resnet", "resnet9", "resnext", "torchvision", "vgg",
-        "wide_resnet",
+        "airbench", "alexnet", "cifar100_shallow", "cifar10_shallow", "convnet", "densenet", "mnist_f1",
+        "mobilenet_v2", "preresnet", "proxylessnas_mobile", "resnet", "resnet9", "resnext", "torchvision",
+        "vgg", "wide_resnet",
     ]  # fmt: skip
 
 

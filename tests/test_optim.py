@@ -206,7 +206,7 @@ def test_a_step_moves_biases_by_a_rate_of_their_own(target):
     )
     step = Step.__new__(Step)  # its update alone
     step.flat, step.optimizer, step.clip_norm, step.held, step.witness = flat, chosen, None, None, None
-    step._foreign, step._weights = [], lambda batch: ([], None, 1.0)
+    step.stream, step._foreign, step._weights = range(7), [], lambda batch: ([], None, 1.0)
     step.hardware = types.SimpleNamespace(ranks=Alone())
     x = torch.randn(7, 5, dtype=torch.float64)
     for _ in range(3):
@@ -214,7 +214,7 @@ def test_a_step_moves_biases_by_a_rate_of_their_own(target):
         reference.zero_grad()
         ours(x).square().sum().backward()
         theirs(x).square().sum().backward()
-        step._update(types.SimpleNamespace(batch_size=7, lr=0.1))
+        step._update(0, types.SimpleNamespace(batch_size=7, lr=0.1))
         reference.step()
     for p, q in zip(ours.parameters(), theirs.parameters()):
         assert torch.allclose(p, q, rtol=1e-12, atol=0)
@@ -241,6 +241,8 @@ def test_a_step_moves_biases_by_a_rate_of_their_own(target):
         ("mine.Lion", 0.5),
         ("mine.SignSGD", 0.5),
         ("mine.AdaBelief", 0.5),
+        ("adabatch.muon.Muon", 0.5),
+        ("torch.optim.Muon", 0.5),
     ],
 )
 def test_noise_exponent(target, exponent):

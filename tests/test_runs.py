@@ -67,13 +67,14 @@ def test_everything_else_does(path, value):
 def test_a_younger_key_changes_the_identity_only_where_it_changes_the_run():
     config = CONFIG | {"optimizer": {"_target_": "o.SGD"}, "evaluate": {"every": 1}}
     before = runs.identity(config)
-    for path, same, other in (("optimizer.bias_lr", 1, 64), ("evaluate.flip", False, True)):
+    for path, same, other in (("optimizer.bias_lr", 1, 64), ("evaluate.flip", False, True),
+                              ("evaluate.translate", 0, 1)):  # fmt: skip
         assert runs.identity(support.changed(config, path, same)) == before
         assert runs.identity(support.changed(config, path, float(same))) == before
         assert runs.identity(support.changed(config, path, other)) != before
     now = support.resolved("optimizer=adamw")
     older = copy.deepcopy(now)
-    del older["optimizer"]["bias_lr"], older["evaluate"]["flip"]
+    del older["optimizer"]["bias_lr"], older["evaluate"]["flip"], older["evaluate"]["translate"]
     assert runs.identity(now) == runs.identity(older)
 
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import resolved
 
 from adabatch import draws
 from adabatch.data.augment import Augment, Prepare
+from adabatch.data.resident import resident
 from adabatch.data.samples import MapSamples, Samples, Subset, TensorSamples, as_samples
 from adabatch.data.stream import Stream
 from adabatch.errors import UserError
@@ -246,3 +248,69 @@ def test_looking_at_other_positions_expects_nothing():
         assert samples.expected is None
     source.batch(20, 22)
     assert len(samples.expected) == 25
+
+
+# -- alternating flips -----------------------------------------------------------------------------
+
+
+def alternating(n=N, seed=0, laid_out=False):
+    """A stream of pictures whose only variation is the alternating flip; prepared pixels are 0 to 1."""
+    prepare = Prepare("cpu", augment=Augment(flip="alternate"))
+    samples = TensorSamples(*tensors(n))
+    source, rest = resident(samples, prepare) if laid_out else (samples, prepare)
+    return Stream(source, rest, seed, alternate=True)
+
+
+def mirrored(source, start, stop):
+    """{(sample, epoch): whether it was mirrored} of the positions start <= p < stop, told by its pixels."""
+    inputs, _ = tensors(len(source))
+    found, (x, labels) = {}, source.batch(start, stop)
+    for position, (picture, label) in enumerate(zip(x, labels.tolist()), start):
+        plain = inputs[label].float() / 255
+        turned = torch.from_numpy(plain.numpy()[..., ::-1].copy())
+        same, other = torch.equal(picture, plain), torch.equal(picture, turned)
+        assert same != other
+        found[label, position // len(source)] = other
+    return found
+
+
+@pytest.mark.parametrize("laid_out", [False, True])
+def test_every_picture_is_mirrored_in_exactly_one_of_two_successive_epochs(laid_out):
+    found = mirrored(alternating(laid_out=laid_out), 0, 5 * N)
+    assert len(found) == 5 * N
+    for (sample, epoch), side in found.items():
+        assert found.get((sample, epoch + 1), not side) != side
+    assert 8 < sum(found[sample, 0] for sample in range(N)) < N - 8, "by chance at first"
+    other = mirrored(alternating(seed=1), 0, N)
+    assert 8 < sum(other[sample, 0] != found[sample, 0] for sample in range(N)) < N - 8
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 5 * N), st.lists(st.integers(1, N), min_size=1, max_size=4))
+def test_which_pictures_are_mirrored_does_not_depend_on_the_batches(start, sizes):
+    whole, position, parts = mirrored(alternating(), start, start + sum(sizes)), start, {}
+    for size in sizes:
+        parts |= mirrored(alternating(laid_out=True), position, position + size)
+        position += size
+    assert parts == whole
+
+
+def test_alternating_leaves_every_other_draw_what_it_was():
+    def batch(flip):
+        prepare = Prepare("cpu", augment=Augment(2, "reflect", flip, 2))
+        return Stream(TensorSamples(*tensors()), prepare, 3, alternate=flip == "alternate").batch(0, N)[0]
+
+    chance, alternate, never = (batch(flip) for flip in (True, "alternate", False))
+    cut = [(x == 0).all(1) for x in (chance, alternate, never)]
+    assert torch.equal(cut[0], cut[1]) and torch.equal(cut[0], cut[2])
+    assert not torch.equal(chance, alternate) and not torch.equal(alternate, never)
+    keys, marked = (Stream(TensorSamples(*tensors()), None, 3, alternate=a).keys(0, N) for a in (False, True))
+    assert torch.equal(marked % 2**32, keys) and set((marked >> 32).tolist()) == {0, 1}
+
+
+def test_an_unknown_kind_of_flip_is_refused():
+    with pytest.raises(UserError, match="got 'alternat'. Did you mean 'alternate'"):
+        Augment(flip="alternat")
+    with pytest.raises(UserError, match="flip is true, false or alternate, got 'sometimes'"):
+        resolved("dataset.augment.flip=sometimes")
+    assert resolved("dataset.augment.flip=alternate")["dataset"]["augment"]["flip"] == "alternate"

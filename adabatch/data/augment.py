@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from adabatch import draws
 from adabatch.data.boxes import RATIO, crop_boxes
+from adabatch.data.keys import SIDE
 from adabatch.data.resample import axis, central, resampled
 from adabatch.data.windows import Windows, laid_out, padded
 from adabatch.errors import UserError, suggest
@@ -25,27 +26,33 @@ def drawn(keys, counts: dict):
     One hash for all: on so few numbers the calls are what costs.
     """
     purposes, limits = (np.array(list(part), dtype=np.int64)[:, None] for part in (counts, counts.values()))
-    return draws.array_bits(draws.AUGMENT, keys.cpu().numpy() * 8 + purposes) * limits >> 32
+    return draws.array_bits(draws.AUGMENT, (keys.cpu().numpy() & draws.MASK) * 8 + purposes) * limits >> 32
 
 
 class Augment:
     """Random crop after padding by `pad` pixels, and flip. x: [n, c, h, w] of any dtype -> the same.
 
     pad_mode: zeros, reflect, or a number to fill with (in the units of x). cutout: side of a square set to
-    the mean (DeVries and Taylor 2017, arXiv 1708.04552; wholly inside the picture as in cifar10-fast). scale:
-    instead of `pad`, least and largest share of the picture's area that is shown, at a ratio of its sides
-    between those of `ratio` (None: 3/4 to 4/3), as torchvision's RandomResizedCrop. `Prepare` applies both.
+    the mean (DeVries and Taylor 2017, arXiv 1708.04552; wholly inside the picture as in cifar10-fast). flip:
+    true = by chance, every second picture; alternate = where the key says so (`keys.py`). scale: instead of
+    `pad`, least and largest share of the picture's area that is shown, at a ratio of its sides between those
+    of `ratio` (None: 3/4 to 4/3), as torchvision's RandomResizedCrop. `Prepare` applies cutout and scale.
     """
 
     def __init__(
         self,
         pad: int = 0,
         pad_mode: str | float = "zeros",
-        flip: bool = False,
+        flip: bool | str = False,
         cutout: int = 0,
         scale=None,
         ratio=None,
     ):
+        if not isinstance(flip, bool) and flip != "alternate":
+            raise UserError(
+                f"dataset.augment.flip is true, false or alternate, got {flip!r}."
+                f"{suggest(str(flip), ('alternate',))}"
+            )
         if not isinstance(pad_mode, (int, float)) and pad_mode not in ("zeros", "reflect"):
             modes = ("zeros", "reflect")
             raise UserError(
@@ -57,7 +64,8 @@ class Augment:
         if ratio if scale is None else pad:
             got = f"pad={pad}, scale={scale}, ratio={ratio}"
             raise UserError(f"dataset.augment takes pad, or scale and with it ratio, got {got}")
-        self.pad, self.pad_mode, self.flip, self.cutout = pad, pad_mode, flip, cutout
+        self.pad, self.pad_mode, self.cutout = pad, pad_mode, cutout
+        self.flip, self.alternate = bool(flip), flip == "alternate"
         self.scale, self.ratio = scale, ratio or RATIO
 
     def __call__(self, x, keys, memory_format=torch.contiguous_format):
@@ -75,6 +83,8 @@ class Augment:
         """indices: int64 [n], a NumPy array; keys: int64 [n] -> crops [n, c, h, w]."""
         shifts = 2 * self.pad + 1
         top, left, flip = drawn(keys, {ROW: shifts, COLUMN: shifts, FLIP: 1 + self.flip})
+        if self.alternate:
+            flip = keys.cpu().numpy() >> SIDE
         # Mirroring the crop whose first column is `left` = cropping the mirror image from the other side.
         left = np.where(flip, 2 * self.pad - left, left)
         return windows.read(indices + flip * (windows.count // 2), top, left)
@@ -87,7 +97,7 @@ class Augment:
         boxes = crop_boxes(
             height, width, len(x), lambda i, which: draws.bits(own[which], i) / 2**32, self.scale, self.ratio
         )
-        (flip,) = drawn(keys, {FLIP: 1 + self.flip})
+        flip = own >> SIDE if self.alternate else drawn(keys, {FLIP: 1 + self.flip})[0]
         top, left, h, w = boxes
         rows = axis(top, h / side[0], top, top + h - 1, side[0])
         return resampled(x, rows, axis(left, w / side[1], left, left + w - 1, side[1], flip == 1))

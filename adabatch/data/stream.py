@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from adabatch import draws
+from adabatch.data.keys import Keys
 from adabatch.data.samples import Samples
 
 
@@ -50,12 +51,12 @@ class Order:
 
 
 class Stream:
-    """samples: the training split. prepare: (inputs, keys) -> network inputs. device: of the labels."""
+    """samples: the training split. prepare: (inputs, keys) -> network inputs. alternate: as `Keys` has it."""
 
-    def __init__(self, samples: Samples, prepare, seed: int, device="cpu"):
+    def __init__(self, samples: Samples, prepare, seed: int, device="cpu", alternate: bool = False):
         self.samples, self.prepare, self.device = samples, prepare, device
         self.order = Order(len(samples), seed)
-        self._keys = draws.key(seed, draws.AUGMENT)
+        self._keys = Keys(seed, self.order, alternate)
         self._share = None
 
     def __len__(self) -> int:
@@ -81,14 +82,13 @@ class Stream:
         return first + batches * batch + rows
 
     def keys(self, start: int, stop: int):
-        """The random key of each position: int64 [stop - start] on the CPU, below 2^32."""
-        return torch.from_numpy(draws.array_bits(self._keys, np.arange(start, stop, dtype=np.int64)))
+        """The random key of each position: int64 [stop - start] on the CPU."""
+        return self._keys(np.arange(start, stop, dtype=np.int64))
 
     def batch(self, start: int, stop: int):
         """Positions start <= p < stop -> network inputs [n, ...], labels [n, ...], on the device."""
         keys = self.keys(start, stop)
         inputs, labels = self.samples.read(self.indices(start, stop), keys)
         if self.samples.look_ahead and len(ahead := self.ahead(stop)):
-            keys_ahead = torch.from_numpy(draws.array_bits(self._keys, ahead))
-            self.samples.expect(self.order.at(ahead), keys_ahead)
+            self.samples.expect(self.order.at(ahead), self._keys(ahead))
         return self.prepare(inputs, keys), labels.to(self.device, non_blocking=True)

@@ -23,21 +23,31 @@ KERNEL = 3
 
 
 class Whitening(nn.Conv2d):
-    """The patches of 3x3 pixels along their principal axes, each axis scaled to variance 1 (PCA whitening;
-    sources as above). x: [n, c, h, w] -> [n, 9c, h, w]. Its weights are measured, not trained."""
+    """Patches of `kernel` x `kernel` pixels along their principal axes, each axis scaled to variance 1 (PCA
+    whitening; sources as above). x: [n, c, h, w] -> [n, k, h, w] with padding 1 under kernel 3; k is
+    kernel^2 c, the axes, or with `both` twice as many, each axis with either sign. Its weights are measured,
+    not trained; a bias starts at 0 and is. eps: added to the variances. look: pictures that are measured.
+    """
 
-    def __init__(self, channels: int):
-        outputs = channels * KERNEL**2
-        super().__init__(channels, outputs, KERNEL, padding=1, bias=False)
-        with torch.no_grad():  # until they are measured: the pixels of the patch
-            self.weight.copy_(torch.eye(outputs).view_as(self.weight))
+    def __init__(self, channels: int, kernel=KERNEL, padding=1, both=False, bias=False, eps=EPS, look=None):
+        axes = channels * kernel**2
+        super().__init__(channels, axes * (1 + both), kernel, padding=padding, bias=bias)
+        self.both, self.eps, self.look = both, eps, look or LOOK
+        if bias:
+            nn.init.zeros_(self.bias)
         self.weight.requires_grad_(False)
+        self._set(torch.eye(axes))  # until they are measured: the pixels of the patch
+
+    @torch.no_grad()
+    def _set(self, rows) -> None:
+        self.weight.copy_((torch.cat([rows, -rows]) if self.both else rows).view_as(self.weight))
 
     @torch.no_grad()
     def measure(self, batches) -> None:
-        """Takes the weights from the patches of the first LOOK pictures. batches: of [n, c, h, w], in order.
+        """Takes the weights from the patches of the first `look` pictures. batches: of [n, c, h, w], in
+        order.
 
-        w_i = v_i / sqrt(l_i + EPS), l_1 >= l_2 >= ... and v_i the eigenvalues and eigenvectors of the second
+        w_i = v_i / sqrt(l_i + eps), l_1 >= l_2 >= ... and v_i the eigenvalues and eigenvectors of the second
         moment sum(p p^T) / (patches - 1), which is not centred, as in the sources. Products in float32 within
         a picture, sums over pictures and eigenvectors in float64, all in one thread: neither threads nor
         ranks leave a trace. The sign of an eigenvector, which is LAPACK's choice, is such that its largest
@@ -48,21 +58,21 @@ class Whitening(nn.Conv2d):
         torch.set_num_threads(1)
         try:
             for x in batches:
-                x = x[: LOOK - seen]
+                x = x[: self.look - seen]
                 for part in x.split(max(1, PIXELS // x[0, 0].numel())):
-                    p = F.unfold(part, KERNEL)  # [n, 9c, patches of a picture]
+                    p = F.unfold(part, self.kernel_size)  # [n, k, patches of a picture]
                     moment += (p @ p.transpose(1, 2)).double().sum(0)
                     patches += p.shape[0] * p.shape[2]
                 seen += len(x)
-                if seen == LOOK:
+                if seen == self.look:
                     break
             values, vectors = torch.linalg.eigh(moment / max(1, patches - 1))
         finally:
             torch.set_num_threads(threads)
         rows = vectors.t().flip(0)
         signs = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
-        found = rows * signs / (values.flip(0).clamp(min=0) + EPS).sqrt()[:, None]
-        self.weight.copy_(found.view_as(self.weight))
+        found = rows * signs / (values.flip(0).clamp(min=0) + self.eps).sqrt()[:, None]
+        self._set(found.to(self.weight.dtype))
 
 
 class Residual(nn.Module):

@@ -125,5 +125,5 @@ def evaluating(parts, step) -> float | None:
         return None
     began = time.perf_counter()
     chunk = evaluation.chunk_of(step.micro_batch)
-    evaluation.evaluate(step.model, parts.hardware, samples, parts.prepare, parts.loss, chunk, parts.flip)
+    evaluation.evaluate(step.model, parts.hardware, samples, parts.prepare, parts.loss, chunk, parts.views)
     return len(samples) / (time.perf_counter() - began)
