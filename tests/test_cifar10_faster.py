@@ -28,6 +28,7 @@ def test_the_recipe_has_the_figures_of_its_source():
         assert schedule(step * BATCH).lr == pytest.approx(MUON_LR * (1 - step / steps), rel=1e-12)
     assert tree["label_smoothing"] == 0.2 and tree["evaluate"] == {"every": 1, "flip": True, "translate": 1}
     varied = {"pad": 2, "pad_mode": "reflect", "flip": "alternate", "cutout": 0}
+    varied |= {"scale": None, "ratio": None}
     assert tree["dataset"]["augment"] == varied and tree["model"]["whiten_bias_epochs"] == 3
     assert BATCH % tree["model"]["ghost"] == 0 and tree["model"]["dirac"]
 

@@ -205,9 +205,9 @@ def test_where_a_run_fails_the_series_goes_on_and_where_nothing_can_run_it_ends(
 def test_a_piece_ends_in_time_by_the_signal_that_saves_and_hands_on_other_ends(tmp_path):
     piece = [sys.executable, ROOT / "launch" / "gpu" / "piece.py"]
     saves = "trap 'echo saved; exit 130' INT; while :; do sleep 0.1; done"
-    done = subprocess.run([*piece, "0.01", "sh", "-c", saves], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*piece, "0.05", "sh", "-c", saves], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    assert done.stdout == "saved\n0.01 minutes are over: the same command goes on from here\n"
+    assert done.stdout == "saved\n0.05 minutes are over: the same command goes on from here\n"
     for code in (0, 1, 2):
         assert subprocess.run([*piece, "1", "sh", "-c", f"exit {code}"], timeout=60).returncode == code
     started = subprocess.Popen(

@@ -16,6 +16,7 @@ from adabatch.data import augment
 from adabatch.data.augment import Augment, Prepare
 from adabatch.data.boxes import crop_box, crop_boxes
 from adabatch.data.imagenet import uniform
+from adabatch.data.keys import SIDE
 from adabatch.data.resample import axis, resampled
 from adabatch.data.resident import resident
 from adabatch.data.samples import TensorSamples
@@ -204,3 +205,13 @@ def test_a_library_user_is_told_too():
     for wrong in ({"pad": 4, "scale": SCALE}, {"ratio": [1, 1]}):
         with pytest.raises(UserError, match="takes pad, or scale"):
             Augment(**wrong)
+
+
+def test_a_part_that_alternates_is_mirrored_where_its_key_says_so():
+    x = normalised(pictures(6))
+    parts = Augment(scale=SCALE, flip="alternate")
+    plain = Augment(scale=SCALE)
+    for turned in (False, True):
+        given = keys(6) | int(turned) << SIDE
+        whole = plain.resized(x, given, (20, 20))
+        assert torch.equal(parts.resized(x, given, (20, 20)), whole.flip(-1) if turned else whole)

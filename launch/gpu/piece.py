@@ -21,9 +21,18 @@ def main() -> int:
     if not (0 < minutes < float("inf") and command):
         print(f"a piece is a number of minutes above 0 and what to run, got {sys.argv[1:]}", file=sys.stderr)
         return 2
-    started = subprocess.Popen(command, start_new_session=True)
+    told, started = [], None
+
+    def hand_on(number=None, _=None) -> None:
+        if number:
+            told.append(number)
+        while told and started:
+            os.killpg(started.pid, told.pop(0))
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: os.killpg(started.pid, number))
+        signal.signal(number, hand_on)
+    started = subprocess.Popen(command, start_new_session=True)
+    hand_on()  # what came before there was anything to hand it to
     try:
         return ended(started.wait(60 * minutes))
     except subprocess.TimeoutExpired:
