@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from support import resolved
 from test_imagenet import reference_box
@@ -132,6 +133,20 @@ def test_pictures_to_be_resized_are_not_laid_out():
     samples = TensorSamples(pictures(), torch.arange(30))
     prepare = Prepare("cpu", augment=Augment(scale=SCALE, flip=True))
     assert resident(samples, prepare) == (samples, prepare)
+
+
+def test_what_is_shown_follows_scale_and_ratio():
+    """All of the area at equal sides is the whole picture, enlarged as torch does it; a quarter of it, four
+    times as wide as high, is as wide as the picture: of columns of one value each, all of them are seen."""
+    x = pictures()
+    whole = Prepare("cpu", torch.float64, size=48, augment=Augment(scale=[1, 1], ratio=[1, 1]))(x, keys())
+    enlarged = F.interpolate(x.double() / 255, size=(48, 48), mode="bilinear", align_corners=False)
+    assert (whole - enlarged).abs().max() < 1e-12
+    x = x[:, :, :1].expand(-1, -1, 32, -1)
+    chosen = Augment(scale=[0.25, 0.25], ratio=[4, 4])
+    wide = Prepare("cpu", torch.float64, size=48, augment=chosen)(x, keys())
+    enlarged = F.interpolate(x.double() / 255, size=(48, 48), mode="bilinear", align_corners=False)
+    assert (wide - enlarged).abs().max() < 1e-12
 
 
 def test_cutout_is_a_square_of_what_the_network_sees():

@@ -45,7 +45,7 @@ def _blend(table, each: int, n: int, taps):
     own = np.arange(n)[:, None] * each
     a, b = (table.index_select(0, _there(own + part, table.device).view(-1)) for part in (before, after))
     share = _there(share, table.device).to(table.dtype).view(-1, 1)
-    return a.add_(b.sub_(a).mul_(share))  # one by one: fused forms round otherwise at the ends of a vector
+    return a.add_(b.sub_(a).mul_(share))  # one by one: a fused form may round the ends of a vector otherwise
 
 
 def _there(array, device):
