@@ -186,3 +186,25 @@ def test_set_up_sets_torchs_switches():
         torch.set_num_threads(before[0])
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1:]
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+
+def test_whether_cudnn_times_its_kernels_follows_from_deterministic_unless_it_is_said():
+    """On a CPU nothing would follow from saying it."""
+    for deterministic in (False, True):
+        assert Hardware(device="cpu", deterministic=deterministic).benchmark is not deterministic
+    for said in (True, False):
+        with pytest.raises(UserError, match=f"there is none, got hardware.benchmark={str(said).lower()}"):
+            Hardware(device="cpu", benchmark=said)
+
+
+@pytest.mark.needs_gpu
+def test_a_gpu_takes_both_switches_apart(caplog):
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    try:
+        Hardware(device="cuda", benchmark=False).set_up()
+        assert not torch.backends.cudnn.benchmark and not torch.backends.cudnn.deterministic
+        Hardware(device="cuda", benchmark=True, deterministic=True).set_up()
+        assert torch.backends.cudnn.benchmark and "lets the clock choose kernels" in caplog.text
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
