@@ -11,7 +11,7 @@ O is Newton and Schulz's iteration of the fifth order with coefficients for spee
 not 1 but scattered around it. A zero gradient stays zero.
 
 torch.optim.Muon is the reference in the tests and cannot serve: it takes matrices only, does not renormalise,
-costs seconds at the start, and iterates in bfloat16. That rounding makes 1e-3 of a difference in a gradient's
+costs seconds at the start, and iterates in bfloat16. That rounding makes 5e-3 of a difference in a gradient's
 last bit, and how a batch was cut would show in the weights. Here the iteration has the weights' precision.
 """
 
