@@ -220,7 +220,7 @@ class Parts:
     views: tuple = ()  # how evaluations show a picture (`evaluation.views`)
 
 
-def views(config: dict, parts: Data) -> tuple:
+def views(config: dict, parts: Data, seen: tuple) -> tuple:
     """evaluate.flip and evaluate.translate; configurations from before them have none."""
     flip, translate = (config["evaluate"].get(key) or 0 for key in ("flip", "translate"))
     for asked, does in ((flip and "flip=true", "mirrors"), (translate and f"translate={translate}", "moves")):
@@ -229,10 +229,11 @@ def views(config: dict, parts: Data) -> tuple:
                 f"evaluate.{asked} {does} pictures [c, h, w], and a sample here is {list(parts.shape)}: "
                 f"evaluate.{asked.partition('=')[0]}={'false' if does == 'mirrors' else 0}"
             )
-    if translate and translate >= min(parts.shape[1:]):
+    sides = seen[1:]
+    if translate and translate >= min(sides):
         raise UserError(
-            "evaluate.translate is below the side of the picture, whose border is reflected, got "
-            f"{translate} for {parts.shape[1]}x{parts.shape[2]}"
+            "evaluate.translate is below the side of the picture as the network sees it, whose border is "
+            f"reflected, got {translate} for {sides[0]}x{sides[1]}"
         )
     return evaluation.views(bool(flip), translate)
 
@@ -247,11 +248,11 @@ def build(config: dict, ledger=None, meeting=None) -> Parts:
     parts = kept.splits(config, hardware.device, lambda: on_device(data(config["dataset"]), hardware.device))
     planned = plan.schedule(config, len(parts.train))
     plan.refuse_blind(planned, config["dataset"].get("validation"))
-    shown = views(config, parts)
     model = network(config["model"], parts, config["seed"], hardware, config["dataset"]).train()
     if hardware.ranks.rank:  # torch's own dropout must not draw one mask for all ranks
         torch.manual_seed(draws.key(config["seed"], draws.INIT, hardware.ranks.rank) >> 1)
     prepare = preparation(config["dataset"], parts.shape, model, hardware)
+    shown = views(config, parts, seen_as(parts.shape, config["dataset"].get("size"), model))
     tell(config["dataset"], parts.shape, model)
     micro = layers.MicroBatch(config["seed"])
     layers.bind(model, micro)

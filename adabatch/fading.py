@@ -8,15 +8,20 @@ def apart(kept: list[tuple[list, dict]], model) -> list[tuple[list, dict]]:
     times = getattr(model, "trained_for", {})
     stay = [([(n, p) for n, p in named if n not in times], own) for named, own in kept]
     for named, own in kept:
-        stay += [([(n, p)], own | {"until": times[n], "fading": [p]}) for n, p in named if n in times]
+        stay += [([(n, p)], own | {"until": times[n]}) for n, p in named if n in times]
+        for n, p in named:
+            if n in times:
+                p.until = times[n]  # not in the group: torch's optimizers would save it, and load a copy
     return [(named, own) for named, own in stay if named]
 
 
-def thaw(groups: list[dict], epoch: float) -> None:
-    """Parameters ask for a gradient while their time lasts: behind it nothing goes backward through them."""
-    for group in groups:
-        for p in group.get("fading", ()):
-            p.requires_grad_(epoch < group["until"])
+def thaw(model, epoch: float) -> None:
+    """Parameters that `apart` has found ask for a gradient while their time lasts: behind it nothing goes
+    backward through them."""
+    for name in getattr(model, "trained_for", ()):
+        p = model.get_parameter(name)
+        if (until := getattr(p, "until", None)) is not None:
+            p.requires_grad_(epoch < until)
 
 
 def rates(groups: list[dict], lr: float, epoch: float) -> None:

@@ -38,6 +38,12 @@ def preparation(node: dict, stored: tuple, model, hardware) -> Prepare:
                 f"dataset.{key} has one value, or one for each channel: got {len(node[key])} for pictures of "
                 f"{stored[0]}"
             )
+    parts = {"crop_pct": node.get("crop_pct"), "augment.scale": varied.get("scale")}
+    if asked := [key for key, value in parts.items() if value is not None and not image]:
+        raise UserError(
+            f"dataset.{asked[0]} takes parts of pictures [c, h, w], and a sample here is {list(stored)}: "
+            f"dataset.{asked[0]}=null"
+        )
     return Prepare(
         hardware.device, hardware.dtype, hardware.memory_format, mean=node.get("mean"), std=node.get("std"),
         size=seen[1] if image and seen[1:] != stored[1:] else None, channels=seen[0] if image else None,
@@ -61,6 +67,6 @@ def first_look(node: dict, stored: tuple, samples, model) -> None:
     cpu = SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32, memory_format=torch.contiguous_format
     )
-    prepare = preparation({**node, "augment": None}, stored, model, cpu)
+    prepare = preparation({**node, "augment": None, "crop_pct": None}, stored, model, cpu)
     parts = torch.arange(len(samples)).split(CHUNK)
     model.first_look(prepare(samples.read(indices)[0]) for indices in parts)

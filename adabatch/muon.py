@@ -4,7 +4,7 @@ Jordan et al. 2024 (kellerjordan.github.io/posts/muon), on convolutions as in Ke
 weight [outputs, ...] is the matrix [outputs, the rest]; with g its gradient,
 
     v = momentum * v + g;   d = g + momentum * v  if nesterov  else  v
-    w = w * sqrt(outputs) / |w|   if renormalise   else   w * (1 - lr * weight_decay)
+    w = w * sqrt(outputs) / |w|   if renormalise   else   w * (1 - lr * weight_decay)      (w = 0 stays)
     w -= lr * O(d),   O(U S V^T) = U S' V^T,   S' about 1
 
 O is Newton and Schulz's iteration of the fifth order with coefficients for speed: after `steps` of them S' is
@@ -12,7 +12,8 @@ not 1 but scattered around it. A zero gradient stays zero.
 
 torch.optim.Muon is the reference in the tests and cannot serve: it takes matrices only, does not renormalise,
 costs seconds at the start, and iterates in bfloat16. That rounding makes 5e-3 of a difference in a gradient's
-last bit, and how a batch was cut would show in the weights. Here the iteration has the weights' precision.
+last bit, and how a batch was cut would show in the weights. Here the iteration has the weights' precision
+(under hardware.precision=tf32 its products round as all do, and the cut shows).
 """
 
 import torch
@@ -27,7 +28,8 @@ def orthogonalised(matrices, steps: int):
     """matrices: [n, rows, columns] -> the same shape; each with its singular values moved towards 1."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    # In float64, as in float32 the square of a small gradient is 0.
+    norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float64).to(x.dtype)
     x = x / norms.clamp(min=torch.finfo(x.dtype).tiny)
     for _ in range(steps):
         gram = x @ x.mT
@@ -66,7 +68,12 @@ class Muon:
     @staticmethod
     def groups(model, node: dict) -> list[tuple[list, dict]]:
         """As `optim.groups`, with the matrices apart, which come first, and the last layer's weight."""
-        head, factor = finetune.last_layer(model)[1].weight, node.get("head_lr", 1.0)
+        head, factor = last_weight(model), node.get("head_lr", 1.0)
+        if turned := [n for n in getattr(model, "trained_for", ()) if model.get_parameter(n).dim() > 1]:
+            raise UserError(
+                f"{type(model).__name__} trains {turned[0]} for a part of the run, which optimizer=muon can "
+                "for vectors only: take optimizer=sgd"
+            )
         if not factor > 0:
             raise UserError(f"optimizer.head_lr is a number above 0, got {factor!r}")
         turned, rest = [], []
@@ -102,9 +109,9 @@ class Muon:
         if group["nesterov"]:
             ahead = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
         if self.renormalise:
-            norms = torch._foreach_norm(weights)
-            scales = [len(w) ** 0.5 / n.clamp(min=torch.finfo(n.dtype).tiny) for w, n in zip(weights, norms)]
-            torch._foreach_mul_(weights, scales)
+            norms = torch._foreach_norm(weights, 2, dtype=torch.float64)
+            scales = [torch.where(n == 0, 1.0, len(w) ** 0.5 / n) for w, n in zip(weights, norms)]
+            torch._foreach_mul_(weights, [s.to(w.dtype) for w, s in zip(weights, scales)])
         else:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         for same in alike(weights):
@@ -122,6 +129,17 @@ class Muon:
                 raise ValueError(f"momentum of {shapes}")
             buffer.copy_(saved)
         self.sgd.load_state_dict(state["sgd"])
+
+
+def last_weight(model):
+    """The last layer's weight. UserError: it has none that can be told."""
+    try:
+        return finetune.last_layer(model)[1].weight
+    except UserError as error:
+        raise UserError(
+            f"optimizer=muon leaves the last layer to SGD, and in {type(model).__name__} it cannot be told: "
+            f"take optimizer=sgd ({str(error).partition(':')[0]})"
+        ) from error
 
 
 def alike(weights: list) -> list[list[int]]:

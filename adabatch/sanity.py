@@ -145,6 +145,8 @@ def pictures(values: Values) -> None:
         if value is not None and not (pair and 0 < value[0] <= value[1] <= most):
             rule = f"null or the least and the largest of what is drawn, both above 0{words}"
             raise UserError(f"dataset.augment.{key} is {rule}, got {value!r}: null or {DRAWN[key]}")
+    if at("dataset.augment.flip") == "alternate" and ".imagenet." in str(at("dataset._target_")):
+        raise UserError("pictures of folders are flipped by chance when decoded: dataset.augment.flip=false")
     pad, scale = at("dataset.augment.pad"), at("dataset.augment.scale")
     if scale is not None and pad:
         raise UserError(
@@ -186,6 +188,8 @@ def network(values: Values) -> None:
         values.choice("model.norm", ("own", "ghost") if foreign else NORMS)
     if "ghost" in own:
         values.number("model.ghost", "a whole number from 2", lambda v: v >= 2, whole=True)
+    if own.get("whiten_bias_epochs"):
+        values.number("model.whiten_bias_epochs", "null or a number from 0", lambda v: v > 0)
     if "dropout" in own:
         values.number("model.dropout", "a number from 0 to below 1", lambda v: 0 <= v < 1)
 
@@ -236,6 +240,11 @@ def muon(values: Values) -> None:
     ):
         if key in values.config["optimizer"]:  # only by its class it may come without
             values.number(f"optimizer.{key}", rule, fits, whole)
+    own = values.config["optimizer"]
+    if own.get("nesterov") and 0 in (own.get("momentum"), own.get("sgd_momentum")):
+        raise UserError("optimizer.nesterov=true looks ahead along a momentum, and one of the two is 0")
+    if values.at("model.train") == "last":
+        raise UserError("optimizer=muon leaves the last layer to SGD: with model.train=last optimizer=sgd")
     if "momentum" in (values.at("schedule.hold") or ()):
         raise UserError(
             "schedule.hold=[momentum] makes up for a longer momentum by the learning rate, and a step of "

@@ -112,7 +112,7 @@ class Step:
     def _fitting(self, attempt, start: int, setting, meter):
         """attempt(), again with half the micro-batch while a rank runs out of memory. Nothing of a failed one
         remains: the update comes later, and what a forward pass moves is put back."""
-        fading.thaw(self.optimizer.param_groups, start / len(self.stream))
+        fading.thaw(self.model, start / len(self.stream))
         generator = self.hardware.generator_state()
         if self._foreign:
             torch._foreach_copy_(self._kept, self._foreign)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support import resolved, run
+from support import killed, outcome, resolved, run
+from test_train import kill_at_step
 from torch import nn
 
 from adabatch import build, checkpoint, layers
@@ -103,6 +104,20 @@ def test_convolutions_begin_by_handing_their_inputs_on():
             "the others as torch draws them"
         )
         assert other.weight[:shared].std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_killed_and_resumed_behind_the_bias_s_epochs_it_is_the_same_run(narrow, tmp_path, optimizer):
+    """The length of the whole gradient, which clips it, would have the bias's in it."""
+    words = (
+        *RUN, f"optimizer={optimizer}", "clip_norm=1e-4", "epochs=4", "model.whiten_bias_epochs=1",
+        "checkpoint.every_seconds=0",
+    )  # fmt: skip
+    run(tmp_path / "whole", *words)
+    killed(tmp_path / "killed", *words, arrange=kill_at_step(6))
+    run(tmp_path / "killed", *words)
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "killed")
 
 
 @pytest.mark.slow

@@ -118,6 +118,8 @@ def test_a_small_run_of_the_recipe_learns_and_its_weights_are_whole(tmp_path, mo
         "experiment=cifar10_faster",
         *SMALLER,
         "epochs=6",
+        "dataset.samples=192",
+        "dataset.test_samples=100",
         "schedule.base_batch=24",
         "optimizer.bias_lr=20",
     )

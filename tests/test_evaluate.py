@@ -132,11 +132,14 @@ def test_an_evaluation_with_all_views_is_the_weighted_mean_of_their_logits():
 def test_views_are_for_pictures_that_have_room_for_them():
     older = resolved()
     del older["evaluate"]["translate"]
-    assert build.views(older, types.SimpleNamespace(shape=(12,))) == ()
+    assert build.views(older, types.SimpleNamespace(shape=(12,)), (12,)) == ()
     wrong = {(12,): r"moves pictures .* \[12\]: evaluate.translate=0", (3, 4, 9): "got 4 for 4x9"}
     for shape, message in wrong.items():
         with pytest.raises(UserError, match=message):
-            build.views(resolved("evaluate.translate=4"), types.SimpleNamespace(shape=shape))
+            build.views(resolved("evaluate.translate=4"), types.SimpleNamespace(shape=shape), shape)
+    small = types.SimpleNamespace(shape=(1, 4, 4))
+    enlarged = build.views(resolved("evaluate.translate=4"), small, (3, 32, 32))
+    assert enlarged == evaluation.views(False, 4), "the side is that which the network sees"
     with pytest.raises(UserError, match="evaluate.translate is a whole number of pixels from 0, got -1"):
         resolved("evaluate.translate=-1")
 
@@ -144,7 +147,7 @@ def test_views_are_for_pictures_that_have_room_for_them():
 def test_flip_is_for_pictures():
     table = types.SimpleNamespace(shape=(12,))
     with pytest.raises(UserError, match=r"mirrors pictures .* a sample here is \[12\]: evaluate.flip=false"):
-        build.views(resolved("evaluate.flip=true"), table)
+        build.views(resolved("evaluate.flip=true"), table, (12,))
     older = resolved()
     del older["evaluate"]["flip"]
-    assert not build.views(older, table)
+    assert not build.views(older, table, (12,))

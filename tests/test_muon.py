@@ -209,6 +209,6 @@ def test_parameters_trained_for_some_epochs_fade_and_then_stand_and_ask_for_no_g
     expected = {0: (0.5, 4.0), 0.5: (0.5, 3.0), 1: (0.5, 2.0), 2: (0.5, 0.0), 3: (0.5, 0.0)}
     for epoch, rates in expected.items():
         fading.rates(groups, 0.5, epoch)
-        fading.thaw(groups, epoch)
+        fading.thaw(net, epoch)
         assert tuple(g["lr"] for g in groups) == pytest.approx(rates)
         assert net.bias.requires_grad == (epoch < 2) and net.weight.requires_grad

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from support import SMALL, resolved
 
+from adabatch.errors import UserError
 from adabatch.profiling import bars, sweep, visit
 from adabatch.profiling.command import command
 
@@ -83,7 +84,7 @@ def test_the_bars_are_as_high_as_the_seconds_and_split_as_they_were_spent():
     for height, colour in re.findall(r'height="([\d.]+)" fill="(#\w+)"/>', picture)[1:]:  # the first is paper
         if float(height) != 11:  # of the legend
             heights.setdefault(colour, []).append(float(height))
-    pixels = (bars.HEIGHT - bars.TOP - bars.BOTTOM) / (1.08 * 2.4)  # of a second
+    pixels = (bars.HEIGHT - bars.TOP - bars.BOTTOM - bars.LINE) / (1.08 * 2.4)  # of a second
     assert heights[bars.BLUE] == pytest.approx([0.75 * pixels, 1.5 * pixels], abs=0.11)
     assert heights[bars.ORANGE] == pytest.approx([0.25 * pixels, 0.5 * pixels], abs=0.11)
     whiskers = re.findall(r'y1="([\d.]+)" y2="([\d.]+)" stroke="#111"', picture)
@@ -92,6 +93,20 @@ def test_the_bars_are_as_high_as_the_seconds_and_split_as_they_were_spent():
     wide = bars.svg(found | {"settings": rows(**{"x" * 40: 1.0, "y" * 40: 1.0, "z" * 40: 1.0})})
     assert 'width="760"' in picture and int(re.search(r'width="(\d+)"', wide)[1]) > 3 * 40 * 7
     assert "A processor &lt;1&gt;" in picture and "Net, batch 32" in picture
+    four = bars.svg(found | {"settings": rows(**{"a=1 b=2 c=3 d=4": 1.0, "a=1 b=2 c=3 d=5": 1.0})})
+    assert four.count(">d=4<") == four.count(">d=5<") == 1, "each key has a line"
+
+
+def test_settings_with_batches_of_their_own_are_refused_and_what_differs_is_in_no_head():
+    chosen = [sweep.Setting((f"schedule.base_batch={n}",), {}) for n in (16, 64)]
+    with pytest.raises(UserError, match="16 under base_batch=16, 64 under base_batch=64: name it with"):
+        sweep.same_batch(chosen, {0: [{"batch_size": 16}], 1: [{"batch_size": 64}]})
+    sweep.same_batch(chosen, {0: [{"batch_size": 16}], 1: []})
+    nodes = [{"threads": n, "device": "cpu", "model": {"name": "a", "width": n}} for n in (1, 2)]
+    assert sweep.common(nodes) == {"device": "cpu", "model": {"name": "a"}}
+    found = {"batch_size": 32, "machine": sweep.common(nodes), "settings": rows(a=1.0), "configuration": {}}
+    assert "on         cpu, batch 32" in sweep.text(found)
+    assert ">batch 32: seconds per batch. cpu<" in bars.svg(found)
 
 
 def test_switches_are_combined_and_named_by_their_last_key():
@@ -146,7 +161,7 @@ def test_a_visit_times_the_runs_own_step_on_pictures_in_folders(tmp_path):
     found = visit.visited(resolved(*folders(tmp_path), "dataset.workers=2"), 8, 0.1)
     assert found["batch_size"] == 8 and len(found["steps"]) >= 3 and min(found["steps"]) > 0
     assert 0 < found["data"] < 1 and found["machine"]["threads"] == 1
-    with pytest.raises(visit.UserError, match="at most the 24 training samples, got 25"):
+    with pytest.raises(UserError, match="at most the 24 training samples, got 25"):
         visit.visited(resolved(*folders(tmp_path / "more")), 25, 0.1)
 
 
@@ -162,5 +177,5 @@ def test_the_command_times_workers_each_in_a_process_of_its_own(tmp_path, capfd)
     assert "4 of 4" in said.err and "workers=4" in said.out and out.with_suffix(".svg").is_file()
     tree = resolved(*folders(tmp_path / "broken"))
     (tmp_path / "broken/train/ant/0.jpg").write_bytes(b"no picture")
-    with pytest.raises(visit.UserError, match=r"--sweep seed=0: .*0\.jpg cannot be decoded"):
+    with pytest.raises(UserError, match=r"--sweep seed=0: .*0\.jpg cannot be decoded"):
         sweep.visited(sweep.Setting(("seed=0",), tree), 8, 0.1)

@@ -228,5 +228,5 @@ def test_a_part_that_alternates_is_mirrored_where_its_key_says_so():
     plain = Augment(scale=SCALE)
     for turned in (False, True):
         given = keys(6) | int(turned) << SIDE
-        whole = plain.resized(x, given, (20, 20))
+        whole = plain.resized(x, keys(6), (20, 20))  # the part is that of the key without its side
         assert torch.equal(parts.resized(x, given, (20, 20)), whole.flip(-1) if turned else whole)

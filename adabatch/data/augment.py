@@ -48,6 +48,7 @@ class Augment:
         scale=None,
         ratio=None,
     ):
+        flip = flip or False  # null
         if not isinstance(flip, bool) and flip != "alternate":
             raise UserError(
                 f"dataset.augment.flip is true, false or alternate, got {flip!r}."
@@ -94,9 +95,12 @@ class Augment:
         of a key is that of `imagenet.py`."""
         height, width = x.shape[-2:]
         own = keys.cpu().numpy()
-        boxes = crop_boxes(
-            height, width, len(x), lambda i, which: draws.bits(own[which], i) / 2**32, self.scale, self.ratio
-        )
+        random = own & draws.MASK  # without the side
+
+        def draw(i: int, which):
+            return draws.bits(random[which], i) / 2**32
+
+        boxes = crop_boxes(height, width, len(x), draw, self.scale, self.ratio)
         flip = own >> SIDE if self.alternate else drawn(keys, {FLIP: 1 + self.flip})[0]
         top, left, h, w = boxes
         rows = axis(top, h / side[0], top, top + h - 1, side[0])

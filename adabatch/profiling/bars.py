@@ -5,7 +5,8 @@ import html
 
 from adabatch.report.svg import tick_label, ticks
 
-LEAST, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 76, 24, 74, 64
+LEAST, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 76, 24, 74, 30
+LINE = 17  # pixels of a line of a label
 LETTER = 7.5  # pixels of one at 13 px, so that no label reaches into the next
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#5a616b"
 
@@ -16,11 +17,12 @@ def svg(found: dict) -> str:
     top = 1.08 * max(max(one["high"], one["seconds"]) for one in rows)
     longest = max(len(word) for one in rows for word in one["label"].split(" "))
     width = max(LEAST, round(LEFT + RIGHT + len(rows) * (LETTER * longest + 12)))
+    bottom = BOTTOM + LINE * max(len(one["label"].split(" ")) for one in rows)
     slot = (width - LEFT - RIGHT) / len(rows)
     wide = min(0.6 * slot, 90)
 
     def y(seconds: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * seconds / top
+        return HEIGHT - bottom - (HEIGHT - TOP - bottom) * seconds / top
 
     def label(text: str, at: float, height: float, anchor="middle") -> str:
         return f'<text x="{at:.1f}" y="{height:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
@@ -57,14 +59,20 @@ def svg(found: dict) -> str:
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y(one["low"]):.1f}" y2="{y(one["high"]):.1f}" '
             'stroke="#111" stroke-width="2"/>'
         )
-        parts += [label(words, at, HEIGHT - BOTTOM + 17 * (line + 1)) for line, words in
-                  enumerate(one["label"].split(" ")[:3])]  # fmt: skip
+        parts += [label(words, at, HEIGHT - bottom + LINE * (line + 1)) for line, words in
+                  enumerate(one["label"].split(" "))]  # fmt: skip
     parts.append(label("seconds per batch", LEFT - 60, TOP - 12, "start"))
     return "\n".join([*parts, "</svg>\n"])
 
 
 def titled(found: dict) -> str:
-    model = str((found["configuration"].get("model") or {}).get("_target_")).rpartition(".")[2]
-    machine = found["machine"]
-    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    return f"{model}, batch {found['batch_size']:,}: seconds per batch. {machine['device']}, {threads}"[:110]
+    model = str((found["configuration"].get("model") or {}).get("_target_") or "").rpartition(".")[2]
+    what = f"{model}, batch" if model else "batch"
+    return f"{what} {found['batch_size']:,}: seconds per batch. {place(found['machine'])}".rstrip(". ")[:110]
+
+
+def place(machine: dict) -> str:
+    """Device and threads, as far as all settings have the same."""
+    count = machine.get("threads")
+    threads = f"{count} thread{'' if count == 1 else 's'}" if count else None
+    return ", ".join(part for part in (machine.get("device"), threads) if part)

@@ -116,7 +116,7 @@ def swept(asked, overrides: list[str]) -> int:
     found = sweep.measured(
         chosen, (batches or [None])[0], spent, lambda text: print(text, file=sys.stderr, flush=True)
     )
-    out = out or sweep.folder(chosen, overrides) / "sweep.json"
+    out = out or sweep.folder(chosen, overrides, found["batch_size"]) / "sweep.json"
     drawn = drawn or out.with_suffix(".svg")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ Each setting is timed in processes of its own, because torch's switches belong t
 what it once chose; in ROUNDS visits, in a drawn order and back, so that a machine that slows down slows all.
 The file, sweep.json:
 
-{"format": 1, "batch_size", "machine", "configuration", "settings": [
+{"format": 1, "batch_size", "machine", "configuration" (what all settings share), "settings": [
    {"setting": ["dataset.workers=4"], "label", "seconds", "low", "high", "data", "rounds", "steps",
     "micro_batch", "first_step_seconds", "peak_memory_bytes"}, ...]}
 
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from adabatch import config, files, mistakes, processes, profiles, runs
 from adabatch.errors import UserError
+from adabatch.profiling.bars import place
 
 ROUNDS = 2
 MOST = 32  # settings
@@ -95,14 +96,35 @@ def measured(chosen: list[Setting], batch: int | None, seconds: float, tell) -> 
         visits[number].append(one)
         took = statistics.median(one["steps"])
         tell(f"{count:3d} of {len(order)}  {chosen[number].label():30s}  {took:.4g} s a batch")
-    first = visits[0][0]
+        same_batch(chosen, visits)
+    every = [one for found in visits.values() for one in found]
     return {
         "format": files.FORMAT,
-        "batch_size": first["batch_size"],
-        "machine": first["machine"],
-        "configuration": profiles.configured(chosen[0].tree),
+        "batch_size": every[0]["batch_size"],
+        "machine": common([one["machine"] for one in every]),
+        "configuration": common([profiles.configured(s.tree) for s in chosen]),
         "settings": [row(s, visits[number]) for number, s in enumerate(chosen)],
     }
+
+
+def same_batch(chosen: list[Setting], visits: dict) -> None:
+    """UserError where settings choose different batches, whose seconds say nothing beside each other."""
+    sizes = {n: found[0]["batch_size"] for n, found in visits.items() if found}
+    if len(set(sizes.values())) > 1:
+        words = ", ".join(f"{size} under {chosen[n].label()}" for n, size in list(sizes.items())[:3])
+        raise UserError(f"--sweep compares seconds of one batch, got {words}: name it with --batches N")
+
+
+def common(nodes: list[dict]) -> dict:
+    """What all nodes agree on."""
+    found = {}
+    for key, value in nodes[0].items():
+        values = [node.get(key) for node in nodes]
+        if all(isinstance(v, dict) for v in values):
+            found[key] = common(values)
+        elif all(v == value for v in values):
+            found[key] = value
+    return found
 
 
 def visited(setting: Setting, batch: int | None, seconds: float) -> dict:
@@ -159,11 +181,8 @@ def text(found: dict) -> str:
         "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]).rstrip()
         for r in rows
     ]
-    machine = found["machine"]
-    on = (
-        f"on         {machine['device']}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    )
-    return "\n".join([f"{on}, batch {found['batch_size']:,}", "", *lines, "", *said(found["settings"])])
+    on = ", ".join(part for part in (place(found["machine"]), f"batch {found['batch_size']:,}") if part)
+    return "\n".join([f"on         {on}", "", *lines, "", *said(found["settings"])])
 
 
 def said(rows: list[dict]) -> list[str]:
@@ -181,8 +200,9 @@ def said(rows: list[dict]) -> list[str]:
     return lines
 
 
-def folder(chosen: list[Setting], overrides: list[str]) -> Path:
+def folder(chosen: list[Setting], overrides: list[str], batch: int) -> Path:
     """Where the file and the picture go unless they are named."""
     readable = runs.folder_name(chosen[0].tree, overrides).rpartition("-")[0]
-    given = [profiles.configured(chosen[0].tree), [setting.lines for setting in chosen]]
-    return Path("outputs") / f"sweep-{readable}-{hashlib.sha256(json.dumps(given).encode()).hexdigest()[:8]}"
+    given = [profiles.configured(chosen[0].tree), [setting.lines for setting in chosen], batch]
+    key = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:8]
+    return Path("outputs") / f"sweep-{readable}-batch{batch}-{key}"
