@@ -192,6 +192,29 @@ def test_what_no_run_can_have_is_refused(line, message):
     assert message in str(error.value)
 
 
+def test_a_weight_that_is_0_and_a_gradient_whose_square_is_0_make_numbers():
+    """In float32, 1e-24 squared is 0, and so is 0 scaled to any norm."""
+    net = network(torch.float32)
+    _, optimizer = made(net)
+    with torch.no_grad():
+        net[2].weight.zero_()
+    for p in net.parameters():
+        p.grad.fill_(1e-24)
+    fading.rates(optimizer.param_groups, 0.1, 0.0)
+    optimizer.step()
+    assert all(p.isfinite().all() for p in net.parameters())
+    assert 0.65 < -12 * net[2].weight.mean() / 0.1 < 1.25, "one direction, [4, 36] equal entries of 1 / 12"
+
+
+def test_what_muon_cannot_train_is_told_with_the_way_out():
+    with pytest.raises(UserError, match="it cannot be told: take optimizer=sgd"):
+        made(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)))
+    net = network()
+    net.trained_for = {"0.weight": 2}
+    with pytest.raises(UserError, match="0.weight for a part of the run, which optimizer=muon can"):
+        made(net)
+
+
 def test_nesterov_without_one_of_the_momenta_and_a_network_without_matrices_are_refused():
     with pytest.raises(UserError, match="one of the two is 0"):
         made(network(), sgd_momentum=0.0)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from support import resolved
 from test_imagenet import reference_box
 
-from adabatch import draws, profiles, runs
+from adabatch import draws, inputs, profiles, runs
 from adabatch.data import augment
 from adabatch.data.augment import Augment, Prepare
 from adabatch.data.boxes import crop_box, crop_boxes
@@ -208,6 +208,10 @@ def test_runs_and_profiles_from_before_there_were_these_keys_keep_their_names():
         (["dataset.augment.ratio=[-1,1]"], r"got \[-1, 1\]: null or \[0\.75,1\.333\]"),
         (["dataset.crop_pct=87.5"], r"at most 1, got 87\.5"),
         (["dataset.crop_pct=0"], "above 0"),
+        (["dataset=imagenet", "dataset.augment.flip=alternate"], "flipped by chance when decoded"),
+        (["optimizer=muon", "optimizer.momentum=0"], "one of the two is 0"),
+        (["optimizer=muon", "model.train=last"], "with model.train=last optimizer=sgd"),
+        (["model=airbench", "model.whiten_bias_epochs=-1"], "null or a number from 0, got -1"),
         (["dataset=imagenet", "+dataset.augment.scale=[0.08,1]"], "unknown key 'dataset.augment.scale'"),
     ],
 )
@@ -230,3 +234,18 @@ def test_a_part_that_alternates_is_mirrored_where_its_key_says_so():
         given = keys(6) | int(turned) << SIDE
         whole = plain.resized(x, keys(6), (20, 20))  # the part is that of the key without its side
         assert torch.equal(parts.resized(x, given, (20, 20)), whole.flip(-1) if turned else whole)
+
+
+def test_parts_are_for_pictures_and_the_first_look_sees_the_whole_of_them():
+    from types import SimpleNamespace
+
+    cpu = SimpleNamespace(device="cpu", dtype=torch.float32, memory_format=torch.contiguous_format)
+    for node, key in (({"crop_pct": 0.5}, "crop_pct"), ({"augment": {"scale": SCALE}}, "augment.scale")):
+        with pytest.raises(UserError, match=rf"a sample here is \[12\]: dataset.{key}=null"):
+            inputs.preparation(node, (12,), torch.nn.Linear(12, 2), cpu)
+    looker = torch.nn.Linear(1, 1)
+    looker.first_look = lambda batches: seen.extend(batches)
+    seen, x = [], pictures(5)
+    node = {"crop_pct": 0.5, "augment": {"scale": SCALE}, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    inputs.first_look(node, (3, 32, 32), TensorSamples(x, torch.zeros(5, dtype=torch.int64)), looker)
+    assert torch.equal((255 * torch.cat(seen)).round(), x.float())
