@@ -395,7 +395,7 @@ def test_samples_classes_mean_and_std_are_those_of_the_data(name):
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["mnist", pytest.param("cifar10", marks=pytest.mark.slow), "cifar100"])
 def test_the_published_files(name, real_data, tmp_path):
     from torchvision import datasets as theirs
 

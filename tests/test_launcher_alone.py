@@ -63,7 +63,17 @@ def signalled(cwd: Path, env: dict, calls: Path, number: int, *overrides: str):
     return process.returncode, out, errors
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "number, code",
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=SLOW),
+        pytest.param(signal.SIGHUP, 129, marks=SLOW),
+    ],
+)
 def test_a_signal_while_chains_are_submitted_ends_that_and_tells(cwd, tmp_path, number, code):
     """All three jobs of the first run are submitted, since a chain is one thing; the second run is not."""
     calls = tmp_path / "calls"
@@ -105,6 +115,7 @@ def test_where_a_folder_cannot_be_made_what_was_submitted_before_is_told(cwd, tm
     assert "name another hydra.sweep.dir" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_slurm_is_asked_once_about_all_runs_that_are_there(cwd, tmp_path):
     """And of jobs that wait for ever the way out is told."""
     asked = tmp_path / "asked"

@@ -185,7 +185,7 @@ def test_a_rank_that_is_told_to_stop_while_it_waits_takes_the_others_with_it(tmp
         assert stopped or found["code"] == 130, found
 
 
-@pytest.mark.parametrize("delays", [[0, 3, 0], [3, 0, 0]])
+@pytest.mark.parametrize("delays", [[0, 3, 0], pytest.param([3, 0, 0], marks=pytest.mark.slow)])
 def test_ranks_may_leave_one_after_another(tmp_path, delays):
     assert values(world(tmp_path, leaving, 3, delays)) == [[None]] * 3
 

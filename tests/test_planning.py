@@ -392,6 +392,7 @@ def test_a_comparison_fits_a_narrow_window(capsys, monkeypatch):
     assert "seeds      2 of each arm" in text and max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_a_comparison_has_a_line_for_each_arm_and_is_judged_as_a_whole(capsys):
     """1,000 test samples: sd 0.71 points at 10 % error; 3 runs show 2 points at alpha = 0.05, but not at its
     half, for two looks: (2 / 0.71 / sqrt(2 / 3) - t(0.975, 4)) = 0.68, a power of 75 %."""

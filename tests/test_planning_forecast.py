@@ -175,6 +175,7 @@ def total(text: str) -> tuple[str, float]:
     return found[1], float(found[2])
 
 
+@pytest.mark.slow
 def test_a_comparison_costs_every_seed_of_every_arm(capsys, source):
     """Also the controls that replay a run: as long as their source, an lr twin as long as its first batch
     (under a scaling that no fixed arm follows, or it would be that arm)."""

@@ -332,10 +332,10 @@ def test_runs_that_another_process_has_are_left_to_it_and_waited_for(place, monk
     "line, said",
     [
         (["experiment=compare"], "adabatch -m experiment=compare"),
-        (["compare.delta=2"], "compare.delta=2 is for a comparison"), (["arm=fixed"], "compare.arms=[...]"),
-        ([*COMMON, "seed=0,1"], "compare.seeds=10"), ([*COMMON, "seed=3"], "compare.seeds=10"),
+        (["compare.delta=2"], "compare.delta=2 is for a comparison"), pytest.param(["arm=fixed"], "compare.arms=[...]", marks=pytest.mark.slow),
+        pytest.param([*COMMON, "seed=0,1"], "compare.seeds=10", marks=pytest.mark.slow), pytest.param([*COMMON, "seed=3"], "compare.seeds=10", marks=pytest.mark.slow),
         ([*COMMON, "dataset=digits,mnist5k"], "give a command for each"),
-        ([*COMMON, "restart=true"], "name another folder"), ([*COMMON, "compare.arm=x"], "leave it out"),
+        pytest.param([*COMMON, "restart=true"], "name another folder", marks=pytest.mark.slow), pytest.param([*COMMON, "compare.arm=x"], "leave it out", marks=pytest.mark.slow),
         ([*COMMON, "hydra/launcher=local", "hardware.parallel_runs=2"], "hydra.launcher.array_parallelism"),
         ([*COMMON, "dataset=cifar10", "dataset.root=none"], "data_batch_1 is missing"),
         ([*COMMON, "hydra/launcher=local", "hardware.own_process=false"], "as a job of its own"),

@@ -97,7 +97,10 @@ def test_a_run_that_another_sweeper_was_faster_to_begin_is_no_failure(place, mon
     assert len(sweep.records) == len(began()) == 5, "the sixth is the other's"
 
 
-@pytest.mark.parametrize("outcome", [Diverged("the loss is nan"), MemoryError("out of memory")])
+@pytest.mark.parametrize(
+    "outcome",
+    [Diverged("the loss is nan"), pytest.param(MemoryError("out of memory"), marks=pytest.mark.slow)],
+)
 def test_a_comparison_of_which_no_run_finished_has_a_verdict(place, capfd, outcome):  # noqa: F811
     """Every run is over, and the same command could do nothing more."""
 

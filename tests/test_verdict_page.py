@@ -239,6 +239,7 @@ def test_any_number_anywhere_gives_a_page(tmp_path, value):
                     assert not part or np.isfinite(float(part)) and abs(float(part)) < 1e5, (key, part)
 
 
+@pytest.mark.slow
 def test_two_hundred_runs_make_no_large_page(tmp_path):
     """Ten arms, twenty seeds, and one run with a hundred thousand rows."""
     truth = {(2**k,): (0.1 + 0.01 * k, 100 - k) for k in range(6, 15)} | {(64, 2048): (0.1, 60)}

@@ -234,6 +234,7 @@ def test_a_server_that_does_not_serve_leaves_an_offline_run(folder, threads, mon
     assert threading.enumerate() == threads
 
 
+@pytest.mark.slow
 def test_a_server_gone_in_mid_run_cannot_hold_the_end_up(folder, threads, monkeypatch, caplog):
     with Server() as server:
         use(monkeypatch, server)
