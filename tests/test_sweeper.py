@@ -328,14 +328,20 @@ def test_runs_that_another_process_has_are_left_to_it_and_waited_for(place, monk
     assert Path("asked").exists() and {seed for _, seed in began()[6:]} == {2}
 
 
+SLOW = pytest.mark.slow  # each composes anew
+
+
 @pytest.mark.parametrize(
     "line, said",
     [
         (["experiment=compare"], "adabatch -m experiment=compare"),
-        (["compare.delta=2"], "compare.delta=2 is for a comparison"), pytest.param(["arm=fixed"], "compare.arms=[...]", marks=pytest.mark.slow),
-        pytest.param([*COMMON, "seed=0,1"], "compare.seeds=10", marks=pytest.mark.slow), pytest.param([*COMMON, "seed=3"], "compare.seeds=10", marks=pytest.mark.slow),
+        (["compare.delta=2"], "compare.delta=2 is for a comparison"),
+        pytest.param(["arm=fixed"], "compare.arms=[...]", marks=SLOW),
+        pytest.param([*COMMON, "seed=0,1"], "compare.seeds=10", marks=SLOW),
+        pytest.param([*COMMON, "seed=3"], "compare.seeds=10", marks=SLOW),
         ([*COMMON, "dataset=digits,mnist5k"], "give a command for each"),
-        pytest.param([*COMMON, "restart=true"], "name another folder", marks=pytest.mark.slow), pytest.param([*COMMON, "compare.arm=x"], "leave it out", marks=pytest.mark.slow),
+        pytest.param([*COMMON, "restart=true"], "name another folder", marks=SLOW),
+        pytest.param([*COMMON, "compare.arm=x"], "leave it out", marks=SLOW),
         ([*COMMON, "hydra/launcher=local", "hardware.parallel_runs=2"], "hydra.launcher.array_parallelism"),
         ([*COMMON, "dataset=cifar10", "dataset.root=none"], "data_batch_1 is missing"),
         ([*COMMON, "hydra/launcher=local", "hardware.own_process=false"], "as a job of its own"),
