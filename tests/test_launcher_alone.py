@@ -88,6 +88,7 @@ def test_a_signal_while_chains_are_submitted_ends_that_and_tells(cwd, tmp_path, 
     assert len(folders(cwd)) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_jobs_are_submitted_leaves_none_untold(cwd, tmp_path):
     """sbatch, which the terminal interrupts too, is let through; the second array is not submitted."""
     calls = tmp_path / "calls"

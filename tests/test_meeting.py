@@ -111,7 +111,7 @@ def check_lost(ranks, victim: Rank, words: str) -> None:
         ]
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_killed_rank_is_named_by_all_others(tmp_path, victim):
     ranks = world(tmp_path, endless, 3)
     for rank in ranks:

@@ -366,6 +366,7 @@ def test_the_plot_follows_the_schedule(capsys):
     assert "▁" in rows[-1][:13]  # 32, the smallest, is a line
 
 
+@pytest.mark.slow
 def test_every_combination(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")  # too narrow for the names: numbers, and what they stand for
     arguments = ["-m", "schedule=fixed,adabatch,noise_scale", "schedule.base_batch=16,32", "epochs=10"]

@@ -191,6 +191,7 @@ def test_a_source_that_cannot_be_replayed_refuses_its_control_alone(place, capfd
     assert sorted(began()[len(every) :]) == [(control, 0), ("noise_scale", 0)]
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_where_it_was(place):
     stopped = threading.Event()
 

@@ -153,6 +153,7 @@ def test_an_arm_that_no_learning_rate_trained_is_told_and_counted(place, capfd):
     assert {float(rate) for seed, rate in rates if seed != "1000"} == {least}
 
 
+@pytest.mark.slow
 def test_two_sweepers_share_a_folder(place, monkeypatch):  # noqa: F811
     """Each run is made once, and both end well."""
     looks = iter(range(600))  # the last run may be the other's: a minute for it

@@ -107,6 +107,7 @@ def test_in_a_pipe_it_says_what_changes_and_ends_saying_that_all_is_over(tmp_pat
     assert Page((tmp_path / "sweep/report.html").read_text()).open == []
 
 
+@pytest.mark.slow
 def test_it_follows_a_sweep_from_before_its_first_run(tmp_path):
     (tmp_path / "sweep").mkdir()
     going = start(tmp_path, "sweep", "--watch", "0.1", quiet=3.0)
