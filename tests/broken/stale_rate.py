@@ -15,8 +15,8 @@ def restored(run, state, *more, **named):
     return _restore(run, state, *more, **named)
 
 
-def updated(self, setting):
-    return _update(self, dataclasses.replace(setting, lr=stale[0]) if stale else setting)
+def updated(self, start, setting):
+    return _update(self, start, dataclasses.replace(setting, lr=stale[0]) if stale else setting)
 
 
 train.restore, Step._update = restored, updated
