@@ -208,9 +208,9 @@ def check_sweep(root: DictConfig) -> None:
         try:
             tree = GlobalHydra.instance().config_loader().load_sweep_config(root, list(job))
             one_launcher(root, tree)
-            good = checked(tree)
-            if here and not (folder(tree, str(root.hydra.sweep.dir)) / "summary.json").exists():
-                published.check(good.config)
+            why = here and published.missing(checked(tree).config)
+            if why and not (folder(tree, str(root.hydra.sweep.dir)) / "summary.json").exists():
+                raise why  # a finished run needs no data
         except UserError as error:
             raise UserError(f"job {number} of {len(jobs)} ({' '.join(job)}): {error}") from None
 

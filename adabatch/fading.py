@@ -8,9 +8,9 @@ def apart(kept: list[tuple[list, dict]], model) -> list[tuple[list, dict]]:
     times = getattr(model, "trained_for", {})
     stay = [([(n, p) for n, p in named if n not in times], own) for named, own in kept]
     for named, own in kept:
-        stay += [([(n, p)], own | {"until": times[n]}) for n, p in named if n in times]
         for n, p in named:
             if n in times:
+                stay.append(([(n, p)], own | {"until": times[n]}))
                 p.until = times[n]  # not in the group: torch's optimizers would save it, and load a copy
     return [(named, own) for named, own in stay if named]
 

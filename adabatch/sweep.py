@@ -17,9 +17,8 @@ import threading
 import traceback
 from pathlib import Path
 
-from adabatch import jobs, labels, owner, processes, published, runs, spawn
+from adabatch import jobs, labels, owner, processes, runs, spawn
 from adabatch.environment import before_torch
-from adabatch.errors import UserError
 from adabatch.pool import Pool
 from adabatch.signals import Stop, die_with_parent
 
@@ -79,8 +78,6 @@ def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = 
     ended, when this process was told to stop. OSError where the process could not be started.
     """
     folder, overrides = Path(folder), list(overrides)
-    if (refused := _refused(config, folder, overrides)) is not None:
-        return refused
     if (config.get("hardware") or {}).get("own_process") is False:
         return _here(config, folder, overrides, notes, named)
     if fork is None:
@@ -100,19 +97,6 @@ def run_isolated(config: dict, folder, overrides, notes=(), fork: bool | None = 
     if most == 1:
         drain()
     return record
-
-
-def _refused(config: dict, folder: Path, overrides: list) -> dict | None:
-    """The record of a job whose data are missing, which needs no process to say so; None for all others."""
-    try:
-        if not (folder / "summary.json").exists():  # else there is nothing to train
-            published.check(config)
-        return None
-    except UserError as error:
-        log.error(f"job {len(records)}: {label(overrides) or 'defaults'}: {error}")
-        records.append({"overrides": overrides, "folder": str(folder), "state": "refused",
-                        "error": "see above", "exit_code": 2, "summary": None})  # fmt: skip
-        return records[-1]
 
 
 def parallel(config: dict) -> int:
