@@ -208,7 +208,8 @@ def check_sweep(root: DictConfig) -> None:
         try:
             tree = GlobalHydra.instance().config_loader().load_sweep_config(root, list(job))
             one_launcher(root, tree)
-            why = here and published.missing(checked(tree).config)
+            good = checked(tree)
+            why = here and published.missing(good.config)
             if why and not (folder(tree, str(root.hydra.sweep.dir)) / "summary.json").exists():
                 raise why  # a finished run needs no data
         except UserError as error:

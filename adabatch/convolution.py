@@ -1,21 +1,29 @@
 """Convolutions on small maps as products of matrices, on a CPU.
 
 A library's direct convolution is slow on a map of 4x4 or 2x2 pixels: 512 channels of 4x4 in bf16 took three
-times what the same sums take as one product of matrices, 2x2 four to six times (docs/performance.md). Two
+times what the same sums take as one product of matrices, 2x2 four to six times (docs/performance.md). In
+float32 such a map, if the convolution keeps its side, takes fewer multiplications (`bilinear.py`). Else two
 forms, by which does less work: the windows of the input as rows of a matrix (im2col), or, where the map has
 fewer pixels than the kernel, every pixel of the input against every pixel of the output with a matrix made of
 the kernel's taps. Both are the convolution's own sums in another order.
 """
 
-from functools import lru_cache
+import math
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from adabatch.bilinear import Bilinear
+from adabatch.pieces import pieces
+
 SMALL = {torch.bfloat16: 16}  # pixels of the output up to which a product is faster; measured
 OTHERWISE, ENOUGH = 4, 32  # in the other dtypes, from so many samples on: fewer do not pay for the matrix
-PIECE = 16 << 20  # bytes of windows at once: near the cache, and memory does not grow with the batch
+FEWER = {
+    2: 1,
+    4: 64,
+}  # sides of maps that `bilinear.py` is faster on, and from how many channels on; measured
 
 
 def adopt(model: nn.Module) -> None:
@@ -45,23 +53,30 @@ class Conv2d(nn.Conv2d):
         if torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
-        k, s, p = self.kernel_size[0], self.stride[0], self.padding[0]
-        if not self._pays(x, k, s, p):
+        form = self.form(x)
+        if form is None:
             return super()._conv_forward(x, weight, bias)
-        out = product(x, weight, s, p)
+        out = form(x, weight)
         return out if bias is None else out + bias.view(1, -1, 1, 1)
 
-    def _pays(self, x, k: int, s: int, p: int) -> bool:
+    def form(self, x):
+        """What takes (x, weight) faster than torch's kernel does, or None."""
+        k, s, p = self.kernel_size[0], self.stride[0], self.padding[0]
         if x.dim() != 4 or x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
-            return False
+            return None
         if torch.compiler.is_compiling():  # traced, the copies of windows cost more than they save
-            return False
+            return None
         if not self.training and torch.is_grad_enabled():  # single samples under vmap (`persample.py`)
-            return False
+            return None
+        same = s == 1 and 2 * p + 1 == k and x.shape[2] == x.shape[3]
+        if x.dtype == torch.float32 and same and len(x) >= ENOUGH:
+            if min(self.in_channels, self.out_channels) >= FEWER.get(x.shape[2], math.inf):
+                return Bilinear.apply
         height, width = out_side(x.shape[2], k, s, p), out_side(x.shape[3], k, s, p)
         small = SMALL.get(x.dtype, OTHERWISE if len(x) >= ENOUGH else 0)
         # Few windows that hardly overlap (AlexNet's first layer) are as good.
-        return 0 < height * width <= small or (s > 2 and x.dtype in SMALL and height * width <= 4 * small)
+        pays = 0 < height * width <= small or (s > 2 and x.dtype in SMALL and height * width <= 4 * small)
+        return partial(product, stride=s, padding=p) if pays else None
 
 
 def out_side(side: int, k: int, s: int, p: int) -> int:
@@ -91,12 +106,6 @@ def _windows(x, k: int, s: int, p: int):
     return x.as_strided((n, ho, wo, k, k, c), (a, b * s, d * s, b, d, e)).reshape(n * ho * wo, k * k * c)
 
 
-def _pieces(n: int, each: int):
-    """Slices of n samples, `each` bytes a sample, of at most PIECE bytes."""
-    step = max(1, PIECE // each)
-    return [slice(start, min(n, start + step)) for start in range(0, n, step)]
-
-
 class _Windows(torch.autograd.Function):
     """im2col: one product of all windows with the kernel."""
 
@@ -108,7 +117,7 @@ class _Windows(torch.autograd.Function):
         x, kernel = _rows(x), weight.permute(0, 2, 3, 1).reshape(o, -1)
         ho, wo = out_side(x.shape[1], k, s, p), out_side(x.shape[2], k, s, p)
         out = x.new_empty(len(x), ho, wo, o)
-        for rows in _pieces(len(x), ho * wo * kernel.shape[1] * x.element_size()):
+        for rows in pieces(len(x), ho * wo * kernel.shape[1] * x.element_size()):
             torch.mm(_windows(x[rows], k, s, p), kernel.t(), out=out[rows].view(-1, o))
         return out.permute(0, 3, 1, 2)
 
@@ -121,7 +130,7 @@ class _Windows(torch.autograd.Function):
         each = grad.shape[1] * grad.shape[2] * k * k * c * x.element_size()
         # bf16 pieces are added up in float32, as the product does within a piece.
         total = torch.zeros(o, k * k * c, dtype=torch.promote_types(x.dtype, torch.float32))
-        for rows in _pieces(len(x), each):
+        for rows in pieces(len(x), each):
             total += grad[rows].view(-1, o).t() @ _windows(x[rows], k, s, p)
             if grad_x is not None:
                 grad_x[rows] = _scattered(grad[rows], weight, s, p, x.shape[1:3])

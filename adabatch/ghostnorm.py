@@ -88,7 +88,7 @@ def _lacking() -> str | None:
 @functools.cache
 def checked() -> ctypes.CDLL:
     """The kernel, held once against torch's in float64. Unavailable: there is none, or it is wrong."""
-    found = native.ghost()
+    found = native.kernels()
     generator = torch.Generator().manual_seed(0)
     x, plus, grad = (torch.randn(5, 20, 3, 2, generator=generator, dtype=torch.float64) for _ in range(3))
     for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
@@ -164,7 +164,7 @@ class Native(torch.autograd.Function):
         stats, parts = weight.new_empty(3, len(sizes), c), weight.new_empty(n, 2, c)
         ctx.cut = (*_chunks(sizes, pixels := math.prod(x.shape[2:])), *_int64(len(sizes), pixels, c))
         mean, var, inverse = stats
-        getattr(native.ghost(), f"forward_{KINDS[x.dtype]}")(
+        getattr(native.kernels(), f"forward_{KINDS[x.dtype]}")(
             _at(x), _at(plus), _at(y), _at(weight), _at(bias), *ctx.cut,
             ctypes.c_double(eps), ctypes.c_double(low), ctypes.c_double(high),
             _at(mean), _at(var), _at(inverse), _at(parts), torch.get_num_threads(),
@@ -182,7 +182,7 @@ class Native(torch.autograd.Function):
         grad, dx = _like(x, grad), torch.empty_like(x)
         dplus = torch.empty_like(x) if ctx.joined else None
         by, parts = weight.new_empty(2, *mean.shape), weight.new_empty(len(x), 2, len(weight))
-        getattr(native.ghost(), f"backward_{KINDS[x.dtype]}")(
+        getattr(native.kernels(), f"backward_{KINDS[x.dtype]}")(
             _at(x), _at(y), _at(grad), _at(dx), _at(dplus), _at(weight), *ctx.cut,
             *map(ctypes.c_double, ctx.clip),
             _at(mean), _at(inverse), _at(by[0]), _at(by[1]), _at(parts), torch.get_num_threads(),

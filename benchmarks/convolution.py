@@ -1,10 +1,10 @@
-"""Convolutions on small maps: torch's kernel against products of matrices, and whole steps with either.
+"""Convolutions on small maps: torch's kernel, products of matrices, fewer products, and whole steps.
 
 python benchmarks/convolution.py [--rounds 5] [--batch 128] [--threads 2] [--steps alexnet,vgg]
 
-Milliseconds of forward and backward of one layer in channels_last, medians over rounds with quartiles; the
-two take turns. "Chosen" is what hardware.convolution=auto takes there. Then images/s of our step, auto and
-library.
+Milliseconds of forward and backward of one layer in channels_last, medians over rounds with quartiles; they
+take turns. "Chosen" is what hardware.convolution=auto takes there, and by what it divides the library's time.
+Then images/s of our step, auto and library.
 """
 
 import argparse
@@ -17,7 +17,7 @@ environment.before_torch()
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from adabatch import config, convolution  # noqa: E402
+from adabatch import bilinear, config, convolution  # noqa: E402
 from adabatch.build import build  # noqa: E402
 from adabatch.schedules.setting import Setting  # noqa: E402
 
@@ -62,11 +62,13 @@ def layer(shape, batch: int, dtype, rounds: int) -> str:
         "library": lambda: torch.autograd.grad(F.conv2d(x, conv.weight, None, s, p), wanted, grad),
         "product": lambda: torch.autograd.grad(convolution.product(x, conv.weight, s, p), wanted, grad),
     }
+    chosen = {None: "library", bilinear.Bilinear.apply: "bilinear"}.get(conv.form(x), "product")
+    if dtype == torch.float32 and side in convolution.FEWER:
+        works["bilinear"] = lambda: torch.autograd.grad(bilinear.Bilinear.apply(x, conv.weight), wanted, grad)
     found = {name: [1e3 * v for v in values] for name, values in in_turns(works, rounds).items()}
-    ratio = [a / b for a, b in zip(found["library"], found["product"], strict=True)]
-    chosen = "product" if conv._pays(x, k, s, p) else "library"
-    cells = (quartiles(found["library"]), quartiles(found["product"]), quartiles(ratio), chosen)
-    return " | ".join(cells)
+    ratio = [a / b for a, b in zip(found["library"], found[chosen], strict=True)]
+    cells = [quartiles(found[name]) if name in found else "-" for name in ("library", "product", "bilinear")]
+    return " | ".join((*cells, chosen, quartiles(ratio)))
 
 
 def step(key: str, model: str, precision: str, batch: int, threads: int, rounds: int) -> str:
@@ -100,7 +102,7 @@ def main() -> None:
     p.add_argument("--steps", default="alexnet,vgg", help="networks of whole steps; '' = none")
     asked = p.parse_args()
     torch.set_num_threads(asked.threads)
-    print("| layer, ms | library | product | library / product | chosen |\n|---|---|---|---|---|")
+    print("| layer, ms | library | product | bilinear | chosen | library / chosen |\n" + "|---" * 6 + "|")
     for dtype in (torch.bfloat16, torch.float32):
         for name, shape in LAYERS.items():
             said = layer(shape, asked.batch, dtype, asked.rounds)

@@ -14,9 +14,9 @@ FILES = sorted((ROOT / "adabatch").rglob("*.py"))
 # A module (or a package, as one) imports only what stands in a line above its own. Add new ones by hand.
 LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
-    "cutting places losses student fading",
+    "cutting places losses student fading pieces",
     "noise files environment arguments labels jobrecord native published",
-    "ghostnorm",
+    "ghostnorm bilinear",
     "console ledger layers convolution data checkpoint trackers ema optim targets profiles suggestions",
     "inputs kept throughput persample machine logs watch pace finetune",
     "runs models statistics flat measure meeting forecast muon",

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from support import resolved
 from torch import nn
 
-from adabatch import convolution
+from adabatch import bilinear, convolution
+from adabatch import pieces as near_cache
 from adabatch.build import build
 from adabatch.schedules.setting import Setting
 
@@ -43,7 +44,7 @@ def library(x, weight, s, p):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_both_forms_are_the_convolution(shape, form, piece, monkeypatch):
     """piece: bytes of windows at once; 1 = sample by sample."""
-    monkeypatch.setattr(convolution, "PIECE", piece)
+    monkeypatch.setattr(near_cache, "PIECE", piece)
     function = getattr(convolution, form).apply
     for ours, theirs in zip(
         results(function, *tensors(shape)), results(library, *tensors(shape)), strict=True
@@ -65,7 +66,7 @@ def test_bf16_is_as_near_to_float64_as_the_library_is(shape):
 
 def test_pieces_of_a_large_batch_add_up_in_float32(monkeypatch):
     """4,096 samples one by one: sums in bf16 would stop growing at 256 times a term."""
-    monkeypatch.setattr(convolution, "PIECE", 1)
+    monkeypatch.setattr(near_cache, "PIECE", 1)
     x = torch.ones(4096, 1, 1, 1, dtype=torch.bfloat16)
     weight = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16, requires_grad=True)
     out = convolution._Windows.apply(F.pad(x, (0, 1, 0, 1)), weight, 1, 0)
@@ -100,24 +101,41 @@ def test_a_layer_of_somebody_elses_class_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    "side, k, s, p, dtype, pays",
+    "side, k, s, p, dtype, form",
     [
-        (4, 3, 1, 1, torch.bfloat16, True), (4, 3, 1, 1, torch.float32, False),
-        (2, 3, 1, 1, torch.float32, True), (2, 3, 1, 1, torch.float64, True),
-        (8, 3, 1, 1, torch.bfloat16, False), (8, 3, 2, 1, torch.bfloat16, True),
-        (32, 11, 4, 5, torch.bfloat16, True), (32, 11, 4, 5, torch.float32, False),
-        (224, 11, 4, 2, torch.bfloat16, False),
+        (4, 3, 1, 1, torch.bfloat16, "product"), (4, 3, 1, 1, torch.float32, "bilinear"),
+        (4, 5, 1, 2, torch.float32, "bilinear"), (4, 5, 1, 1, torch.float32, "product"),
+        (2, 3, 1, 1, torch.float32, "bilinear"), (2, 3, 1, 1, torch.float64, "product"),
+        (4, 3, 1, 1, torch.float64, None), (4, 3, 2, 1, torch.float32, "product"),
+        (8, 3, 1, 1, torch.float32, None), (3, 3, 1, 1, torch.float32, None),
+        (8, 3, 1, 1, torch.bfloat16, None), (8, 3, 2, 1, torch.bfloat16, "product"),
+        (32, 11, 4, 5, torch.bfloat16, "product"), (32, 11, 4, 5, torch.float32, None),
+        (224, 11, 4, 2, torch.bfloat16, None),
     ],
 )  # fmt: skip
-def test_which_maps_are_small(side, k, s, p, dtype, pays):
-    conv = layer(2, 2, k, stride=s, padding=p)
-    x = torch.zeros(32, 2, side, side, dtype=dtype).to(memory_format=torch.channels_last)
-    assert conv._pays(x, k, s, p) == pays
-    assert conv._pays(x[:31], k, s, p) == (pays and dtype == torch.bfloat16)
+def test_which_maps_are_small(side, k, s, p, dtype, form):
+    conv = layer(64, 64, k, stride=s, padding=p)
+    x = torch.zeros(32, 64, side, side, dtype=dtype).to(memory_format=torch.channels_last)
+    assert chosen(conv, x) == form
+    assert chosen(conv, x[:31]) == (form if dtype == torch.bfloat16 else None)
     conv.eval()
-    assert not conv._pays(x, k, s, p)  # single samples under vmap
+    assert chosen(conv, x) is None  # single samples under vmap
     with torch.no_grad():
-        assert conv._pays(x, k, s, p) == pays
+        assert chosen(conv, x) == form
+
+
+def chosen(conv, x) -> str | None:
+    form = conv.form(x)
+    return form and ("bilinear" if form == bilinear.Bilinear.apply else "product")
+
+
+@pytest.mark.parametrize(
+    "c, o, height, width, form",
+    [(64, 64, 4, 2, None), (63, 64, 4, 4, None), (64, 63, 4, 4, None), (1, 2, 2, 2, "bilinear")],
+)
+def test_which_maps_take_fewer_products(c, o, height, width, form):
+    x = torch.zeros(32, c, height, width).to(memory_format=torch.channels_last)
+    assert chosen(layer(c, o, 3, padding=1), x) == form
 
 
 def test_a_layer_under_autocast_is_torchs(monkeypatch):
@@ -142,12 +160,16 @@ VGG = pytest.param(["model=vgg", "model.depth=11"], marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("model", [["model=alexnet"], VGG], ids=str)
-def test_a_step_of_a_whole_network_in_float64(model):
-    """The gradient with products and with torch's kernels only; the state has the same names."""
-    found, names, kinds = [], [], []
+@pytest.mark.parametrize("precision, bound", [("fp64", 1e-12), ("fp32", 1e-5)])
+def test_a_step_of_a_whole_network(model, precision, bound, monkeypatch):
+    """The gradient with products and with torch's kernels only; the state has the same names. In float32
+    all layers of AlexNet behind the first take fewer products, in either direction and for both cuts."""
+    found, names, kinds, calls = [], [], [], []
+    mix = bilinear.Mix.__call__
+    monkeypatch.setattr(bilinear.Mix, "__call__", lambda *given: (calls.append(way), mix(*given))[1])
     for way in ("auto", "library"):
         parts = build(
-            resolved(*model, "dataset=synthetic", "dataset.samples=64", "hardware.precision=fp64",
+            resolved(*model, "dataset=synthetic", "dataset.samples=64", f"hardware.precision={precision}",
                      f"hardware.convolution={way}")
         )  # fmt: skip
         parts.step.micro_batch = 32
@@ -156,5 +178,10 @@ def test_a_step_of_a_whole_network_in_float64(model):
         found.append(parts.step.flat.grads.clone())
         names.append(list(parts.step.model.state_dict()))
         kinds.append({type(m) for m in parts.step.model.modules()})
-    assert (found[0] - found[1]).abs().max() <= 1e-12 * found[1].abs().max() and found[1].abs().max() > 0
+    assert (found[0] - found[1]).abs().max() <= bound * found[1].abs().max() and found[1].abs().max() > 0
     assert names[0] == names[1] and [convolution.Conv2d in kind for kind in kinds] == [True, False]
+    assert "library" not in calls and (precision == "fp32") == ("auto" in calls)
+    if model == ["model=alexnet"] and precision == "fp32":
+        assert len(calls) == 4 * 2 * (
+            3 + 4
+        )  # layers, cuts, forward (taps, in, out) and backward (and in again)

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("ghost.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("ghost.c", "mixed.c"))
 # No -ffast-math: NaN must stay NaN, and sums their order.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 BOUND = 120  # seconds
@@ -29,8 +29,8 @@ class Unavailable(RuntimeError):
 
 
 @functools.cache
-def ghost() -> ctypes.CDLL:
-    """The functions of ghost.c. Unavailable: no compiler, or it fails."""
+def kernels() -> ctypes.CDLL:
+    """The functions of our C files. Unavailable: no compiler, or it fails."""
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
     if platform.system() != "Linux" or compiler is None:
         raise Unavailable("it needs Linux and a C compiler (cc)")
@@ -54,10 +54,10 @@ def _loaded(compiler: str) -> ctypes.CDLL:
     except OSError:  # a home that nobody may write to: for this process alone
         folder, kept = tempfile.mkdtemp(prefix="adabatch-"), None
     try:
-        made = Path(folder) / "ghost.so"
-        log.info("compiling a kernel for ghost batch norm (once, about 2 s)")
+        made = Path(folder) / "kernels.so"
+        log.info("compiling kernels in C (once, about 2 s)")
         subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"],
+            [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made), "-lm"],
             capture_output=True, text=True, check=True, timeout=BOUND,
         )  # fmt: skip
         if kept:  # ranks that compile at the same time: the last one stays, all are alike
@@ -70,8 +70,9 @@ def _loaded(compiler: str) -> ctypes.CDLL:
 def _place(compiler: str) -> Path:
     """Where the library for this compiler, processor and source is kept."""
     about = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=BOUND).stdout
-    parts = (SOURCE.read_bytes(), " ".join((compiler, *FLAGS)).encode(), about, _processor())
-    name = f"ghost-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
+    texts = (source.read_bytes() for source in SOURCES)
+    parts = (*texts, " ".join((compiler, *FLAGS)).encode(), about, _processor())
+    name = f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     return Path(os.environ.get("ADABATCH_CACHE") or "~/.cache/adabatch").expanduser() / "native" / name
 
 

@@ -1,0 +1,99 @@
+"""Convolutions with fewer multiplications against torch's own in float64, and what they save."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from adabatch import bilinear, pieces
+
+CASES = [(2, 3), (4, 3), (8, 3), (2, 5), (4, 5), (4, 7), (1, 3), (2, 1)]
+
+
+def tensors(side: int, k: int, dtype, n=5, c=6, o=7):
+    """x, weight and a gradient of the output."""
+    generator = torch.Generator().manual_seed(side * 10 + k)
+    shapes = (n, c, side, side), (o, c, k, k), (n, o, side, side)
+    x, weight, grad = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    return [(t / size).to(dtype) for t, size in ((x, 1), (weight, k * c**0.5), (grad, 1))]
+
+
+def results(function, x, weight, grad):
+    x, weight = (t.to(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
+    out = function(x, weight)
+    return [out.detach(), *torch.autograd.grad(out, [x, weight], grad)]
+
+
+def library(x, weight):
+    return F.conv2d(x, weight, padding=weight.shape[2] // 2)
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 24])  # sample by sample; all at once
+@pytest.mark.parametrize("side, k", CASES)
+def test_it_is_the_convolution(side, k, piece, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", piece)
+    given = tensors(side, k, torch.float64)
+    for ours, theirs in zip(results(bilinear.Bilinear.apply, *given), results(library, *given), strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= 1e-13 * theirs.abs().max()
+
+
+def test_a_first_layers_input_needs_no_gradient():
+    x, weight, grad = tensors(4, 3, torch.float64)
+    weight.requires_grad_()
+    out = bilinear.Bilinear.apply(x, weight)
+    (ours,) = torch.autograd.grad(out, weight, grad)
+    (theirs,) = torch.autograd.grad(library(x, weight), weight, grad)
+    assert (ours - theirs).abs().max() <= 1e-13 * theirs.abs().max()
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("side, k, products, tiles", [(2, 3, 9, 1), (4, 3, 16, 4), (4, 5, 81, 1)])
+def test_how_many_products_it_takes(side, k, products, tiles):
+    """Three for a 2x2 Toeplitz matrix (nine when nested), four for F(2, 3); squared for two axes. The plain
+    sum has one for every pair of pixels that a tap joins."""
+    by = bilinear.scheme(side, k)
+    assert (len(by.taps.rows), len(by.inputs.rows)) == (products, products * tiles)
+    joined = sum(2 * abs(i - j) < k for i, j in itertools.product(range(side), repeat=2)) ** 2
+    assert products * tiles < joined
+    for mix in by:  # what makes every multiplication of a mix exact
+        assert {abs(factor) for row in mix.rows for _, factor in row} <= {1, 0.5, 0.25}
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("c", [1, 15, 16, 17, 64, 200])
+def test_the_kernel_in_c_has_the_bits_of_torchs_operations(c, threads, monkeypatch):
+    """All six mixes of 4x4 and 5x5, of vectors that fill the processor's registers and that do not, read and
+    written with gaps between them. A run is then the same where there is no compiler."""
+    assert bilinear.kernels() is not None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for mix in bilinear.scheme(4, 5):
+            columns = 1 + max(m for row in mix.rows for m, _ in row)
+            maps = torch.randn(columns, 3, c + 2, generator=torch.Generator().manual_seed(c))[:, :, :c]
+            found = [torch.full((len(mix.rows), 3, c + 5), 7.0) for _ in range(2)]
+            mix(maps, found[0][:, :, :c])
+            with monkeypatch.context() as without:
+                without.setattr(bilinear, "kernels", lambda: None)
+                mix(maps, found[1][:, :, :c])
+            assert torch.equal(*found) and (found[0][:, :, c:] == 7).all()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("side, k", [(2, 3), (4, 3), (4, 5)])
+def test_its_rounding_is_near_that_of_a_plain_sum(side, k):
+    """float32 against float64, with as many channels as AlexNet and VGG have: the largest error of any entry
+    within five times that of torch's kernel, whose error is some 1e-6 of the largest value."""
+    given = tensors(side, k, torch.float32, n=64, c=256, o=192)
+    exact = results(library, *(t.double() for t in given))
+    for a, b, true in zip(
+        results(bilinear.Bilinear.apply, *given), results(library, *given), exact, strict=True
+    ):
+        largest = true.abs().max()
+        bound = 5 * (b.double() - true).abs().max() / largest
+        assert (a.double() - true).abs().max() / largest <= bound < 2e-5
