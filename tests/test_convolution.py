@@ -160,17 +160,17 @@ VGG = pytest.param(["model=vgg", "model.depth=11"], marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("model", [["model=alexnet"], VGG], ids=str)
-@pytest.mark.parametrize("precision, bound", [("fp64", 1e-12), ("fp32", 1e-5)])
+@pytest.mark.parametrize("precision, bound", [("fp64", 1e-12), ("fp32", 2e-3)])
 def test_a_step_of_a_whole_network(model, precision, bound, monkeypatch):
     """The gradient with products and with torch's kernels only; the state has the same names. In float32
-    all layers of AlexNet behind the first take fewer products, in either direction and for both cuts. (With
-    seed 0 the rounding turns a ReLU of VGG's over: 5e-4.)"""
+    all layers of AlexNet behind the first take fewer products, in either direction and for both cuts; a ReLU
+    that rounding turns over moves its gradient by some 5e-4."""
     found, names, kinds, calls = [], [], [], []
     mix = bilinear.Mix.__call__
     monkeypatch.setattr(bilinear.Mix, "__call__", lambda *given: (calls.append(way), mix(*given))[1])
     for way in ("auto", "library"):
         parts = build(
-            resolved(*model, "dataset=synthetic", "dataset.samples=64", "seed=1", f"hardware.precision={precision}",
+            resolved(*model, "dataset=synthetic", "dataset.samples=64", f"hardware.precision={precision}",
                      f"hardware.convolution={way}")
         )  # fmt: skip
         parts.step.micro_batch = 32
