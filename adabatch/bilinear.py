@@ -89,29 +89,42 @@ class Mix:
         """maps: [m, n, c] whose last axis is dense -> [r, n, c]: `out`, which is alike, or a new one."""
         if out is None:
             out = maps.new_empty(len(self.rows), *maps.shape[1:])
-        compiled = kernels() if maps.dtype == torch.float32 else None
-        if compiled:
-            sizes = (len(self.rows), *maps.shape[1:], *maps.stride()[:2], *out.stride()[:2])
-            compiled.mixed(
-                ctypes.c_void_p(maps.data_ptr()), ctypes.c_void_p(out.data_ptr()), *self.sparse,
-                *map(ctypes.c_int64, sizes), torch.get_num_threads(),
-            )  # fmt: skip
-            return out
+        if maps.dtype == torch.float32 and (found := compiled()):
+            self.by_c(found, maps, out)
+        else:
+            self.by_torch(maps, out)
+        return out
+
+    def by_c(self, found, maps, out) -> None:
+        sizes = (len(self.rows), *maps.shape[1:], *maps.stride()[:2], *out.stride()[:2])
+        found.mixed(
+            ctypes.c_void_p(maps.data_ptr()), ctypes.c_void_p(out.data_ptr()), *self.sparse,
+            *map(ctypes.c_int64, sizes), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def by_torch(self, maps, out) -> None:
         for made, row in zip(out, self.rows):
             made.zero_()
             for m, factor in row:
                 made.add_(maps[m], alpha=factor)
-        return out
 
 
 @functools.cache
-def kernels():
-    """The compiled functions; None where there are none."""
+def compiled():
+    """The functions in C, held once against torch's; None where there are none, or wrong ones."""
     try:
-        return native.kernels()
+        found = native.kernels()
     except native.Unavailable as error:
-        log.info(f"convolutions on small maps have no kernel in C here and are slower: {error}")
+        log.info(f"convolutions on small maps go without a kernel in C, slower: {error}")
         return None
+    mix, maps = scheme(2, 3).inputs, torch.arange(4 * 2 * 85.0).sin().view(4, 2, 85)
+    ours, theirs = torch.empty(2, len(mix.rows), 2, 85)
+    mix.by_c(found, maps, ours)
+    mix.by_torch(maps, theirs)
+    if torch.equal(ours, theirs):
+        return found
+    log.info("convolutions on small maps go without the kernel in C, slower: the compiled one is wrong here")
+    return None
 
 
 class Scheme(NamedTuple):
@@ -145,7 +158,8 @@ class Scratch(threading.local):
     def __call__(self, name: str, like, *shape: int):
         size, key = math.prod(shape), (name, like.dtype)
         if key not in self.kept or self.kept[key].numel() < size:
-            self.kept[key] = like.new_empty(size)
+            with torch.inference_mode(False):  # what that makes may not be written to outside it
+                self.kept[key] = torch.empty(size, dtype=like.dtype)
         return self.kept[key][:size].view(shape)
 
 

@@ -2,12 +2,13 @@
 
 import itertools
 import shutil
+import types
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from adabatch import bilinear, pieces
+from adabatch import bilinear, native, pieces
 
 CASES = [(2, 3), (4, 3), (8, 3), (2, 5), (4, 5), (4, 7), (1, 3), (2, 1)]
 
@@ -65,24 +66,53 @@ def test_how_many_products_it_takes(side, k, products, tiles):
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("c", [1, 15, 16, 17, 64, 200])
-def test_the_kernel_in_c_has_the_bits_of_torchs_operations(c, threads, monkeypatch):
+def test_the_kernel_in_c_has_the_bits_of_torchs_operations(c, threads):
     """All six mixes of 4x4 and 5x5, of vectors that fill the processor's registers and that do not, read and
     written with gaps between them. A run is then the same where there is no compiler."""
-    assert bilinear.kernels() is not None
+    found = bilinear.compiled()
+    assert found is not None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for mix in bilinear.scheme(4, 5):
             columns = 1 + max(m for row in mix.rows for m, _ in row)
             maps = torch.randn(columns, 3, c + 2, generator=torch.Generator().manual_seed(c))[:, :, :c]
-            found = [torch.full((len(mix.rows), 3, c + 5), 7.0) for _ in range(2)]
-            mix(maps, found[0][:, :, :c])
-            with monkeypatch.context() as without:
-                without.setattr(bilinear, "kernels", lambda: None)
-                mix(maps, found[1][:, :, :c])
-            assert torch.equal(*found) and (found[0][:, :, c:] == 7).all()
+            ours, theirs = torch.full((2, len(mix.rows), 3, c + 5), 7.0)
+            mix.by_c(found, maps, ours[:, :, :c])
+            mix.by_torch(maps, theirs[:, :, :c])
+            assert torch.equal(ours, theirs) and (ours[:, :, c:] == 7).all()
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("trouble", ["none", "wrong"])
+def test_without_a_right_kernel_torch_does_it(trouble, monkeypatch, caplog):
+    """No compiler, or a function that does nothing: told once, and the same bits."""
+    given = tensors(4, 5, torch.float32)
+    before = results(bilinear.Bilinear.apply, *given)
+
+    def kernels():
+        if trouble == "none":
+            raise native.Unavailable("no cc")
+        return types.SimpleNamespace(mixed=lambda *_: None)
+
+    monkeypatch.setattr(native, "kernels", kernels)
+    bilinear.compiled.cache_clear()
+    try:
+        with caplog.at_level("INFO", logger="adabatch"):
+            after = results(bilinear.Bilinear.apply, *given)
+    finally:
+        bilinear.compiled.cache_clear()
+    assert all(map(torch.equal, before, after))
+    assert len(caplog.messages) == 1 and ("no cc" if trouble == "none" else "wrong") in caplog.messages[0]
+
+
+def test_it_trains_after_an_evaluation_in_inference_mode():
+    x, weight, grad = tensors(4, 3, torch.float32)
+    bilinear.scratch.kept.clear()
+    with torch.inference_mode():
+        seen = bilinear.Bilinear.apply(x, weight)
+    assert torch.equal(results(bilinear.Bilinear.apply, x, weight, grad)[0], seen)
 
 
 @pytest.mark.parametrize("side, k", [(2, 3), (4, 3), (4, 5)])
