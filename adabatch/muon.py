@@ -41,8 +41,11 @@ class Muon:
     """params: groups as `groups` made them; that of the matrices lists them, the others are vectors for SGD.
 
     head_lr: the last layer, which Muon leaves to SGD, gets so many times the learning rate, and the weight
-    decay divided by it. sgd_momentum, weight_decay, nesterov: of SGD; nesterov of both.
+    decay divided by it. sgd_momentum, weight_decay, nesterov: of SGD; nesterov of both. What a change of the
+    batch couples (rows "change") is told of the matrices.
     """
+
+    decoupled = True
 
     def __init__(
         self, params, lr: float, momentum: float = 0.6, nesterov: bool = True, steps: int = 3,

@@ -199,6 +199,11 @@ class Held:
         if "momentum" in self.hold and not any(g.get("momentum") or g.get("betas") for g in self.base):
             raise UserError("schedule.hold=[momentum] holds a horizon that this optimizer does not have")
 
+    @property
+    def decoupled(self) -> bool:
+        """Whether weight decay stays outside the momentum, in the first groups."""
+        return getattr(self.optimizer, "decoupled", "AdamW" in type(self.optimizer).__name__)
+
     def values(self, setting, index: int = 0) -> dict:
         """What an optimizer group has under a setting: momentum (or betas), weight_decay, and the factor of
         the learning rate."""

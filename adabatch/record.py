@@ -88,7 +88,7 @@ class Record:
             return
         known = dict(
             samples=self.samples,
-            decoupled="AdamW" in type(self.parts.step.optimizer).__name__,
+            decoupled=self.parts.step.held.decoupled,
             ema=self.config["ema"],
             horizon=layers.HORIZON if layers.ghost_layers(self.model) else None,
             world=self.parts.hardware.ranks.world,

@@ -10,7 +10,7 @@ from support import SMALL, killed, outcome, resolved, run
 from test_train import kill_at_step
 from torch import nn
 
-from adabatch import build, fading, muon, optim
+from adabatch import build, fading, muon, optim, runs
 from adabatch.errors import UserError
 
 TARGET = "adabatch.muon.Muon"
@@ -165,6 +165,24 @@ def test_a_run_killed_between_checkpoints_ends_in_the_same_bits(tmp_path):
     killed(tmp_path / "killed", *words, arrange=kill_at_step(4))
     run(tmp_path / "killed", *words)
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "killed")
+
+
+def test_a_change_of_the_batch_tells_the_matrices_decay_which_no_momentum_multiplies(tmp_path):
+    """lr * weight_decay / B before and after 8 -> 16; where the matrices are renormalised nothing decays."""
+    words = (*MUON, "schedule=adabatch", "schedule.base_batch=8", "schedule.growth.every=1", "epochs=2")
+    words += (
+        "schedule.decay.factor=0.5",
+        "schedule.decay.every=1",
+        "schedule.base_lr=0.1",
+        "schedule.scaling=linear",
+    )
+    words += ("dataset.samples=32", "dataset.test_samples=8")
+    for renormalise, told in (("false", [0.1 * 0.02 / 8, 0.1 * 0.02 / 16]), ("true", None)):
+        folder = tmp_path / renormalise
+        run(folder, *words, "optimizer.weight_decay=0.02", f"optimizer.renormalise={renormalise}")
+        (row,) = [row for row in runs.read_rows(folder) if row["event"] == "change"]
+        found = row["changes"].get("weight_decay_per_sample")
+        assert found == (told and pytest.approx(told, rel=1e-12)), row
 
 
 def test_another_micro_batch_is_the_same_run_in_float64(tmp_path):
