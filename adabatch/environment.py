@@ -21,17 +21,20 @@ LIBRARIES = (
     "submitit",
 )
 
+SPINS = "100000"  # turns of libgomp's threads around an empty loop, under crowding.py's eyes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def before_torch() -> None:
     """What must be set before torch is imported; a value that the user set stays (docs/performance.md).
 
-    Idle OpenMP threads sleep soon instead of spinning, which on a machine with other work makes small steps
-    up to ten times slower. Freed memory is kept for the next step instead of given back to the system: else
-    each activation of a step on a CPU is paged in anew. The price is a resident size that stays at its peak.
+    Idle OpenMP threads spin for some 5 ms before they sleep where crowding.py can stop them when others want
+    the cores, else for a hundredth of it: on a machine with other work spinning makes small steps up to ten
+    times slower. Freed memory is kept for the next step instead of given back to the system: else each
+    activation of a step on a CPU is paged in anew. The price is a resident size that stays at its peak.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS if Path("/proc/self/schedstat").exists() else "1000")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         keep_memory()
@@ -87,13 +90,22 @@ def cores() -> int:
 
 def cpu() -> str:
     """The processor's model name."""
+    return processor("model name") or platform.processor() or platform.machine()
+
+
+def processor(field: str, source: str = "/proc/cpuinfo") -> str:
+    """What Linux says of the first processor, such as its "flags"; "" where it does not."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path(source).read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def slow_in_bf16(flags: str) -> bool:
+    """Whether an x86 processor with these flags lacks the tiles for bf16 (AMX): its bf16 products took twice
+    as long as float32's, although it had AVX-512's instructions for them (docs/performance.md)."""
+    return bool(flags) and "amx_bf16" not in flags.split()
 
 
 def commit(folder: Path) -> dict | None:

@@ -2,7 +2,7 @@
 
 import logging
 
-from adabatch import audit, checkpoint, layers
+from adabatch import audit, checkpoint, environment, layers
 from adabatch.cutting import groups_in
 
 log = logging.getLogger("adabatch")
@@ -36,6 +36,10 @@ def announce(run) -> None:
     log.info("hardware  %s%s, %s, %d thread%s%s, micro-batch %d", f"{world} x " if world > 1 else "",
              hardware.device, hardware.precision, hardware.threads, "" if hardware.threads == 1 else "s",
              " each" if world > 1 else "", parts.step.micro_batch)  # fmt: skip
+    if (hardware.device.type, hardware.precision) == ("cpu", "bf16"):
+        if environment.slow_in_bf16(environment.processor("flags")):
+            log.warning("hardware.precision=bf16 on a processor without AMX, where fp32 was the faster one "
+                        "(docs/performance.md): compare the two by adabatch-profile")  # fmt: skip
     for text in parts.schedule.warnings():
         log.warning("%s", text)
     if not parts.schedule.done(run.position):

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from adabatch import cutting
+from adabatch import crowding, cutting
 from adabatch.errors import UserError, suggest
 from adabatch.ranks import Alone, Ranks
 
@@ -134,6 +134,8 @@ class Hardware:
         if meeting:
             self.ranks = Ranks(meeting, self.device)
         torch.set_num_threads(self.threads)
+        if self.device.type == "cpu":
+            crowding.watch(self.threads)
         tf32 = self.precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = self.benchmark

@@ -69,7 +69,7 @@ if [ -n "$dry" ]; then
   sizes="--samples 256 --threads 1" few="--samples 256 --rounds 2 --batches 64" contenders="reference,hand,bf16,matmul-fp32"
 else
   small= threads=
-  device=cuda models="resnet vgg alexnet" batches="128 256 512 1024 2048" seconds=2 rounds=7 pairs=7
+  device=cuda models="resnet vgg alexnet resnet9" batches="128 256 512 1024 2048" seconds=2 rounds=7 pairs=7
   curve=16,32,64,128,256,512,1024,2048,4096,8192 sizes= few="--rounds 7"
   contenders="matmul-fp32,matmul-bf16,reference,hand,hand-ghost,fp32,bf16,fp32+compile,bf16+compile"
 fi

@@ -92,7 +92,28 @@ def alexnet(conv, norm):
     return Network(layers, 256)
 
 
-NETWORKS = {"resnet": resnet, "vgg": vgg, "alexnet": alexnet}
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def resnet9(conv, norm):
+    """ResNet-9 of cifar10-fast (dawn.py), but for its last pooling, a mean here, and its logits' scale."""
+
+    def layers(inputs, width, side, *behind):
+        return [conv(inputs, width, 3, 1, False, side), norm(width), nn.ReLU(inplace=True), *behind]
+
+    def pair(width, side):
+        return Residual(*layers(width, width, side), *layers(width, width, side))
+
+    half = nn.MaxPool2d(2)
+    return Network(
+        [*layers(3, 64, 32), *layers(64, 128, 32, half), pair(128, 16), *layers(128, 256, 16, half),
+         *layers(256, 512, 8, half), pair(512, 4)], 512,
+    )  # fmt: skip
+
+
+NETWORKS = {"resnet": resnet, "vgg": vgg, "alexnet": alexnet, "resnet9": resnet9}
 
 
 def plain(inputs, outputs, kernel, stride=1, bias=False, side=None):
@@ -222,10 +243,11 @@ class GhostNorm(nn.BatchNorm2d):
 
 
 class Batches:
-    """Batches cut from padded pictures in memory, in bf16 and channels_last."""
+    """Batches cut from padded pictures in memory, in `dtype` and channels_last."""
 
-    def __init__(self, data, device):
+    def __init__(self, data, device, dtype):
         inputs, self.labels = (t.to(device) for t in data)
+        self.dtype = dtype
         padded = F.pad(inputs, (0, 0, PAD, PAD, PAD, PAD))
         n, _, width, channels = padded.shape
         steps = padded.stride()
@@ -236,18 +258,18 @@ class Batches:
         self.shift = (torch.tensor(MEAN) / torch.tensor(STD)).to(device)
 
     def __call__(self, rows):
-        """rows: int64 [n] -> bf16 [n, 3, 32, 32], labels [n]."""
+        """rows: int64 [n] -> [n, 3, 32, 32], labels [n]."""
         top, left = torch.randint(0, 2 * PAD + 1, (2, len(rows)), device=rows.device)
         flip = torch.rand(len(rows), device=rows.device) < 0.5
         x = self.windows[rows, top, left].view(len(rows), SIDE, SIDE, 3)
         x = torch.where(flip[:, None, None, None], x.flip(2), x)
-        x = (x * self.scale - self.shift).bfloat16()
+        x = (x * self.scale - self.shift).to(self.dtype)
         return x.permute(0, 3, 1, 2), self.labels[rows]
 
 
-def by_hand(model: str, batch: int, data, device, ghost: bool = False):
-    """One step after the other: batched data, bf16, channels_last, fused SGD; ResNet-20 compiled; on a CPU
-    small maps as matrix products and passes of at most MICRO images."""
+def by_hand(model: str, batch: int, data, device, ghost: bool = False, dtype=torch.bfloat16):
+    """One step after the other: batched data, bf16 (or float32), channels_last, fused SGD; ResNet-20
+    compiled; on a CPU small maps as matrix products and passes of at most MICRO images."""
     cpu, compiled = device == "cpu", model == "resnet" or device != "cpu"
 
     def conv(inputs, outputs, kernel, stride=1, bias=False, side=None):
@@ -261,7 +283,7 @@ def by_hand(model: str, batch: int, data, device, ghost: bool = False):
     net = net.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), fused=True, **SGD)
     forward = torch.compile(net, dynamic=False, mode=None if cpu else "reduce-overhead") if compiled else net
-    batches, micro = Batches(data, device), min(batch, MICRO) if cpu else batch
+    batches, micro = Batches(data, device, dtype), min(batch, MICRO) if cpu else batch
     while True:
         order = torch.randperm(batches.count, device=device)
         for rows in order[: len(order) // batch * batch].split(batch):
@@ -269,7 +291,7 @@ def by_hand(model: str, batch: int, data, device, ghost: bool = False):
             total = 0
             for part in rows.split(micro):
                 x, y = batches(part)
-                with torch.autocast(device, torch.bfloat16):
+                with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
                     outputs = forward(x)
                 loss = F.cross_entropy(outputs.float(), y, reduction="sum") / batch
                 loss.backward()

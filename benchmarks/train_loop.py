@@ -9,7 +9,8 @@ reference             (a) what most scripts do: DataLoader with two workers, tra
                       float32, NCHW, eager, loss.item() every step.
 hand                  (b) by hand for one machine: batched data, bf16, channels_last, fused SGD, glibc told to
                       keep memory, ResNet-20 compiled, small maps as matrix products; plain batch norm.
-hand-ghost            the same with ghost norms of 32 samples, which is our mathematics.
+hand-fp32             the same in float32, which is the faster one on a CPU without AMX.
+hand-ghost            "hand" with ghost norms of 32 samples, which is our mathematics.
 
 The contenders take turns (`turns.py`): each in a process of its own, stopped while another one computes.
 Ratios are taken within a round; printed are medians (first to third quartile). "Of the ceiling": the
@@ -33,13 +34,13 @@ import turns
 
 OURS = {name: [f"hardware.precision={name}"] for name in ("fp32", "bf16")}
 OURS |= {f"{name}+compile": [*keys, "hardware.compile=true"] for name, keys in OURS.items()}
-PEERS = ("reference", "hand", "hand-ghost")
+PEERS = ("reference", "hand", "hand-fp32", "hand-ghost")
 CEILINGS = ("matmul-fp32", "matmul-bf16")
 BROKEN = (
     "hand-ghost",
     "bf16+compile",
 )  # by a fault of the compiler's on a CPU (docs/log.md): on request only
-MODELS = ("resnet", "alexnet", "vgg")
+MODELS = ("resnet", "alexnet", "vgg", "resnet9")
 
 
 # -- in the process of a contender -------------------------------------------------------------------
@@ -68,7 +69,8 @@ def contend(spec: dict) -> None:
     if spec["name"] == "reference":
         steps = loops.reference(model, batch, data, device)
     else:
-        steps = loops.by_hand(model, batch, data, device, ghost=spec["name"] == "hand-ghost")
+        dtype = torch.float32 if spec["name"] == "hand-fp32" else torch.bfloat16
+        steps = loops.by_hand(model, batch, data, device, ghost=spec["name"] == "hand-ghost", dtype=dtype)
     for loss in steps:  # noqa: B007 (finish reads it)
         taking.passed(batch)
 
@@ -186,7 +188,7 @@ def show(found: dict) -> None:
         print(f"{name}: {spread({k: v / 1e12 for k, v in speed[name].items() if k != 'rounds'}, 3)} TFLOP/s")
     if of := ratios.get("reference / matmul-fp32"):
         print(f"reference, of the ceiling: {spread(of, 3)} at {found['flop'] / 1e9:.3f} GFLOP an image")
-    print("| loop | images/s | / reference | / hand | / hand-ghost |\n|---|---|---|---|---|")
+    print(f"| loop | images/s | {' | '.join(f'/ {peer}' for peer in PEERS)} |\n|{'---|' * (2 + len(PEERS))}")
     for name in (n for n in speed if n not in CEILINGS):
         cells = [spread(r, 2) if (r := ratios.get(f"{name} / {peer}")) else "" for peer in PEERS]
         print(f"| {name} | {spread(speed[name], 0)} | {' | '.join(cells)} |", flush=True)

@@ -16,7 +16,7 @@ LAYERS = [
     "adabatch errors draws slurm",  # the ground; "adabatch" = the version and the names fetched on demand
     "cutting places losses student fading pieces",
     "noise files environment arguments labels jobrecord native published",
-    "ghostnorm bilinear",
+    "ghostnorm bilinear crowding",
     "console ledger layers convolution data checkpoint trackers ema optim targets profiles suggestions",
     "inputs kept throughput persample machine logs watch pace finetune",
     "runs models statistics flat measure meeting forecast muon",

@@ -16,7 +16,13 @@ GLIBC = platform.libc_ver()[0] == "glibc"
 def clean(monkeypatch):
     """An environment without settings of an allocator; how often ours was called is returned."""
     calls = []
-    for name in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"):
+    for name in (
+        "GOMP_SPINCOUNT",
+        "OMP_WAIT_POLICY",
+        "THP_MEM_ALLOC_ENABLE",
+        "GLIBC_TUNABLES",
+        "MALLOC_TRIM_THRESHOLD_",
+    ):
         monkeypatch.setenv(name, "undone")  # so that what the test sets is taken back
         monkeypatch.delenv(name)
     monkeypatch.setattr(environment, "keep_memory", lambda: calls.append(1))
@@ -25,7 +31,8 @@ def clean(monkeypatch):
 
 def test_defaults_are_set(clean):
     environment.before_torch()
-    assert environment.os.environ["GOMP_SPINCOUNT"] == "1000"
+    watched = environment.Path("/proc/self/schedstat").exists()
+    assert environment.os.environ["GOMP_SPINCOUNT"] == ("100000" if watched else "1000")
     assert environment.os.environ["THP_MEM_ALLOC_ENABLE"] == "1" and clean == [1]
 
 
@@ -37,6 +44,12 @@ def test_what_the_user_set_stays(clean, name, monkeypatch):
     environment.before_torch()
     assert environment.os.environ["GOMP_SPINCOUNT"] == "7"
     assert environment.os.environ["THP_MEM_ALLOC_ENABLE"] == "0" and clean == []
+
+
+def test_how_threads_wait_is_left_to_a_user_who_says_it(clean, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    environment.before_torch()
+    assert "GOMP_SPINCOUNT" not in environment.os.environ
 
 
 FAULTS = """
@@ -62,3 +75,41 @@ def test_a_freed_block_is_there_again_without_paging_it_in():
         return int(done.stdout)
 
     assert faults("keep") < 8 and faults("leave") >= 30 and resource.getpagesize() <= 65536
+
+
+@pytest.mark.parametrize(
+    "flags, slow",
+    [
+        ("fpu sse2 avx512_bf16 amx_bf16 amx_tile amx_int8", False),
+        ("fpu sse2 avx512f avx512_bf16", True),
+        ("fpu sse2 avx2", True),
+        ("amx_bf16_not_yet fpu", True),  # a whole word
+        ("", False),  # not Linux, or an ARM, which calls them Features
+    ],
+)
+def test_processors_that_are_slow_in_bf16(flags, slow):
+    assert environment.slow_in_bf16(flags) is slow
+
+
+def test_what_linux_says_of_the_processor(tmp_path):
+    said = tmp_path / "cpuinfo"
+    said.write_text(
+        "processor\t: 0\nmodel name\t: A: B\nflags\t\t: one two\n\nprocessor\t: 1\nflags\t\t: three\n"
+    )
+    assert environment.processor("model name", said) == "A: B"
+    assert environment.processor("flags", said) == "one two"
+    assert environment.processor("Features", said) == environment.processor("flags", tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize(
+    "flags, precision, warned", [("sse2", "bf16", 1), ("amx_bf16", "bf16", 0), ("sse2", "fp32", 0)]
+)
+def test_a_run_in_bf16_says_that_it_is_slow_here(flags, precision, warned, monkeypatch, tmp_path, capsys):
+    from adabatch.__main__ import command
+
+    monkeypatch.setattr(environment, "processor", {"flags": flags, "model name": "made up"}.get)
+    monkeypatch.chdir(tmp_path)
+    keys = "dataset=digits epochs=1 trackers.wandb.mode=disabled hardware.device=cpu hydra.run.dir=run"
+    assert command([*keys.split(), f"hardware.precision={precision}"]) == 0
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("hardware.precision=bf16 on a processor without AMX") == warned

@@ -1,0 +1,133 @@
+"""OpenMP threads that wait awake while the cores are ours, and go to sleep where others want them.
+
+Between two parallel regions of a step, libgomp's threads spin for a while, so that the next region finds
+them awake; a thread that spins where another program wants the core keeps it from whoever has work. Each is
+right at its time, by factors (docs/performance.md), and libgomp reads once, when it is loaded, how long to
+spin (GOMP_SPINCOUNT, environment.py). But while a process has more OpenMP threads than cores it hardly spins
+at all (libgomp's manual, GOMP_SPINCOUNT): a second team of threads that only sleep switches spinning off, and
+its end switches it on again. Whether cores are wanted by others is what Linux counts: the time that threads
+of ours were ready to run and had no core.
+
+Time alone depends on it, never a bit of a result.
+"""
+
+import ctypes
+import os
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from adabatch import environment
+
+WINDOW = 0.25  # s, between two looks
+# Threads that wait, on average: at most 0.06 alone on two cores, 0.65 and more beside a busy program.
+CROWDED, FREE = 0.3, 0.1
+HOLD, LONGEST = 4, 64  # windows without waiting before spinning is switched on again
+NAME = "adabatch-crowding"
+MOST = 256  # threads that may be made to sleep
+
+
+class Policy:
+    """Whether to spin. Off at once when threads of ours wait; on after HOLD quiet windows, which double each
+    time, up to LONGEST, that it was too early."""
+
+    def __init__(self):
+        self.spins, self._quiet, self._hold = True, 0, HOLD
+
+    def __call__(self, waiting: float) -> bool:
+        """waiting: threads that were ready and had no core, on average over the last window."""
+        self._quiet = self._quiet + 1 if waiting < FREE else 0
+        if self.spins and waiting > CROWDED:
+            self.spins = False
+        elif not self.spins and self._quiet >= self._hold:
+            self.spins, self._hold = True, min(2 * self._hold, LONGEST)
+        elif self.spins and self._quiet >= LONGEST:
+            self._hold = HOLD
+        return self.spins
+
+
+def waited(tasks: Path = Path("/proc/self/task")) -> float:
+    """Seconds that this process's threads have been ready to run without a core, all together."""
+    total = 0
+    for task in tasks.iterdir():
+        try:
+            total += int((task / "schedstat").read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            pass
+    return total / 1e9
+
+
+class Sleepers:
+    """A team of `count` OpenMP threads that do nothing, until its end. gomp: the library with libgomp's
+    functions. RuntimeError: this process may have no more threads."""
+
+    def __init__(self, gomp: ctypes.CDLL, count: int):
+        self._over, made = threading.Event(), threading.Event()
+        _try_threads(count)
+
+        def lead():
+            nothing = ctypes.cast(gomp.omp_get_level, ctypes.c_void_p)  # may be called in vain
+            gomp.GOMP_parallel(nothing, None, ctypes.c_uint(count), ctypes.c_uint(0))
+            made.set()
+            self._over.wait()  # libgomp keeps a team for as long as the thread that made it
+
+        self._lead = threading.Thread(target=lead, name="adabatch-sleepers", daemon=True)
+        self._lead.start()
+        made.wait()
+
+    def end(self) -> None:
+        self._over.set()
+        self._lead.join()
+
+
+def _try_threads(count: int) -> None:
+    """`count` threads for a moment: libgomp ends the whole process where it cannot have one."""
+    over, tried = threading.Event(), []
+    try:
+        for _ in range(count):
+            tried.append(threading.Thread(target=over.wait, daemon=True))
+            tried[-1].start()
+    except RuntimeError:
+        tried.pop()
+        raise
+    finally:
+        over.set()
+        for thread in tried:
+            thread.join()
+
+
+def watch(threads: int) -> bool:
+    """Begin to watch, in a thread. False where there is nothing to decide: one thread, a user who said how
+    long threads spin, another OpenMP than libgomp, or so many more cores than threads that nobody waits."""
+    if any(thread.name == NAME for thread in threading.enumerate()):
+        return True  # of a run before in this process
+    count = environment.cores() - threads + 2
+    if threads < 2 or count > MOST or os.environ.get("GOMP_SPINCOUNT") != environment.SPINS:
+        return False
+    try:  # through torch: others bring a libgomp of their own
+        gomp = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        gomp.GOMP_parallel, gomp.omp_get_level  # noqa: B018 (are they there?)
+    except (OSError, AttributeError):
+        return False
+    threading.Thread(target=_look, args=(gomp, max(2, count)), name=NAME, daemon=True).start()
+    return True
+
+
+def _look(gomp: ctypes.CDLL, count: int) -> None:
+    policy, sleepers = Policy(), None
+    then, before = time.monotonic(), waited()
+    while True:
+        time.sleep(WINDOW)
+        now, after = time.monotonic(), waited()
+        if policy((after - before) / (now - then)):
+            if sleepers:
+                sleepers.end()
+                sleepers = None
+        elif sleepers is None:
+            try:
+                sleepers = Sleepers(gomp, count)
+            except RuntimeError:  # at the limit of its threads: tried again in the next window
+                pass
+        then, before = now, after
