@@ -196,6 +196,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_rule_of_your_own_runs_through_the_command(whole):
     run = runs.Run(whole)
     assert run.summary["schedule"] == "own_rule"

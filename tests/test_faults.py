@@ -157,8 +157,9 @@ def test_told_to_stop_all_save_and_go_on_later(here, number):
     assert text.count("saving at the next step") == 1 and text.count("everything is saved") == 1
     assert status(here.folder)["state"] == "interrupted"
     rows = [r["position"] for r in runs.read_rows(here.folder) if r["event"] == "train"]
-    the_same_as_undisturbed(here)
     assert 0 < rows[-1] < 20 * 96
+    if number == signal.SIGTERM:  # what is saved is the same for both
+        the_same_as_undisturbed(here)
 
 
 def test_ctrl_c_twice_does_not_wait(here):

@@ -100,6 +100,7 @@ def test_killed_in_a_checkpoint_and_repeated_is_bitwise_equal(uninterrupted, tmp
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
+@pytest.mark.slow
 def test_killed_many_times_with_rare_checkpoints(uninterrupted, tmp_path):
     rare = (*FULL, "checkpoint.every_seconds=0.02")
     for step in (3, 5, 9, 17):
