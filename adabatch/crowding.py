@@ -6,7 +6,7 @@ right at its time, by factors (docs/performance.md), and libgomp reads once, whe
 spin (GOMP_SPINCOUNT, environment.py). But while a process has more OpenMP threads than cores it hardly spins
 at all (libgomp's manual, GOMP_SPINCOUNT): a second team of threads that only sleep switches spinning off, and
 its end switches it on again. Whether cores are wanted by others is what Linux counts: the time that threads
-of ours were ready to run and had no core.
+of ours were ready to run and had no core, be it another's or a container's quota that was used up.
 
 Time alone depends on it, never a bit of a result.
 """
@@ -22,7 +22,7 @@ import torch
 from adabatch import environment
 
 WINDOW = 0.25  # s, between two looks
-# Threads that wait, on average: at most 0.06 alone on two cores, 0.65 and more beside a busy program.
+# Threads that wait, on average. Seen on two cores: at most 0.06 alone, 0.65 and more beside a busy program.
 CROWDED, FREE = 0.3, 0.1
 HOLD, LONGEST = 4, 64  # windows without waiting before spinning is switched on again
 NAME = "adabatch-crowding"

@@ -28,9 +28,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 def before_torch() -> None:
     """What must be set before torch is imported; a value that the user set stays (docs/performance.md).
 
-    Idle OpenMP threads spin for some 5 ms before they sleep where crowding.py can stop them when others want
-    the cores, else for a hundredth of it: on a machine with other work spinning makes small steps up to ten
-    times slower. Freed memory is kept for the next step instead of given back to the system: else each
+    Idle OpenMP threads spin before they sleep for long where crowding.py can stop them when others want the
+    cores, else for a hundredth of it: unwatched beside other work, spinning made small steps several times
+    slower. Freed memory is kept for the next step instead of given back to the system: else each
     activation of a step on a CPU is paged in anew. The price is a resident size that stays at its peak.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,6 +139,37 @@ def test_beside_sleepers_nobody_spins():
     assert done.returncode == 0, done.stderr
     alone, crowded, again = map(float, done.stdout.split())
     assert min(alone, again) > 2 * crowded, done.stdout
+
+
+def test_the_watch_puts_threads_to_sleep_and_wakes_them(monkeypatch):
+    """Windows: crowded, crowded at the limit of threads, crowded, four quiet ones, quiet."""
+    waiting, said = [0.9, 0.9, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0], []
+    clock, total = [0.0], [0.0]
+    limited = [True]
+
+    class Sleepers:
+        def __init__(self, gomp, count):
+            if limited:
+                limited.pop()
+                raise RuntimeError("can't start new thread")
+            said.append(("sleep", clock[0], gomp, count))
+
+        def end(self):
+            said.append(("wake", clock[0]))
+
+    def window(seconds):
+        if not waiting:
+            raise StopIteration
+        clock[0] += seconds
+        total[0] += waiting.pop(0) * seconds
+
+    monkeypatch.setattr(crowding, "Sleepers", Sleepers)
+    monkeypatch.setattr(crowding, "waited", lambda: total[0])
+    monkeypatch.setattr(crowding, "time", SimpleNamespace(sleep=window, monotonic=lambda: clock[0]))
+    with pytest.raises(StopIteration):
+        crowding._look("gomp", 5)
+    w = crowding.WINDOW
+    assert said == [("sleep", 2 * w, "gomp", 5), ("wake", 7 * w)]
 
 
 def test_what_is_watched(monkeypatch):
