@@ -12,6 +12,7 @@ Time alone depends on it, never a bit of a result.
 """
 
 import ctypes
+import logging
 import os
 import threading
 import time
@@ -21,12 +22,14 @@ import torch
 
 from adabatch import environment
 
+log = logging.getLogger(__name__)
+
 WINDOW = 0.25  # s, between two looks
 # Threads that wait, on average. Seen on two cores: at most 0.06 alone, 0.65 and more beside a busy program.
 CROWDED, FREE = 0.3, 0.1
 HOLD, LONGEST = 4, 64  # windows without waiting before spinning is switched on again
+SPARE = 16  # threads that must be left when ours sleep
 NAME = "adabatch-crowding"
-MOST = 256  # threads that may be made to sleep
 
 
 class Policy:
@@ -42,30 +45,36 @@ class Policy:
         if self.spins and waiting > CROWDED:
             self.spins = False
         elif not self.spins and self._quiet >= self._hold:
-            self.spins, self._hold = True, min(2 * self._hold, LONGEST)
+            self.spins, self._quiet, self._hold = True, 0, min(2 * self._hold, LONGEST)
         elif self.spins and self._quiet >= LONGEST:
             self._hold = HOLD
         return self.spins
 
 
-def waited(tasks: Path = Path("/proc/self/task")) -> float:
-    """Seconds that this process's threads have been ready to run without a core, all together."""
-    total = 0
+def waited(tasks: Path = Path("/proc/self/task")) -> dict[str, int]:
+    """{thread: nanoseconds that it has been ready to run without a core} of this process."""
+    found = {}
     for task in tasks.iterdir():
         try:
-            total += int((task / "schedstat").read_text().split()[1])
+            found[task.name] = int((task / "schedstat").read_text().split()[1])
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
             pass
-    return total / 1e9
+    return found
+
+
+def growth(before: dict[str, int], after: dict[str, int]) -> float:
+    """Seconds that were waited between two answers of `waited`; what a thread that ended had waited is
+    unknown."""
+    return sum(max(0, now - before.get(task, 0)) for task, now in after.items()) / 1e9
 
 
 class Sleepers:
     """A team of `count` OpenMP threads that do nothing, until its end. gomp: the library with libgomp's
-    functions. RuntimeError: this process may have no more threads."""
+    functions. RuntimeError: this process can hardly have more threads."""
 
     def __init__(self, gomp: ctypes.CDLL, count: int):
         self._over, made = threading.Event(), threading.Event()
-        _try_threads(count)
+        _try_threads(2 * count + SPARE)
 
         def lead():
             nothing = ctypes.cast(gomp.omp_get_level, ctypes.c_void_p)  # may be called in vain
@@ -83,7 +92,8 @@ class Sleepers:
 
 
 def _try_threads(count: int) -> None:
-    """`count` threads for a moment: libgomp ends the whole process where it cannot have one."""
+    """`count` threads for a moment: libgomp ends the whole process where it cannot have one, so there must be
+    room for more than it will ask for, other ranks' teams too."""
     over, tried = threading.Event(), []
     try:
         for _ in range(count):
@@ -99,20 +109,30 @@ def _try_threads(count: int) -> None:
 
 
 def watch(threads: int) -> bool:
-    """Begin to watch, in a thread. False where there is nothing to decide: one thread, a user who said how
-    long threads spin, another OpenMP than libgomp, or so many more cores than threads that nobody waits."""
+    """Begin to watch, in a thread. False where there is nothing to decide: one thread, more threads than
+    cores (then libgomp hardly spins), spins that environment.before_torch did not set, another OpenMP."""
     if any(thread.name == NAME for thread in threading.enumerate()):
         return True  # of a run before in this process
-    count = environment.cores() - threads + 2
-    if threads < 2 or count > MOST or os.environ.get("GOMP_SPINCOUNT") != environment.SPINS:
+    cores = environment.cores()
+    if not 2 <= threads <= cores or os.environ.get("GOMP_SPINCOUNT") != environment.SPINS:
         return False
-    try:  # through torch: others bring a libgomp of their own
-        gomp = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-        gomp.GOMP_parallel, gomp.omp_get_level  # noqa: B018 (are they there?)
-    except (OSError, AttributeError):
+    if (gomp := _libgomp()) is None:
+        log.debug("idle OpenMP threads spin and nobody watches them: torch is not built on libgomp")
         return False
-    threading.Thread(target=_look, args=(gomp, max(2, count)), name=NAME, daemon=True).start()
+    # As many threads as cores: with the two or more of any run in this process, too many to spin.
+    threading.Thread(target=_look, args=(gomp, cores), name=NAME, daemon=True).start()
     return True
+
+
+def _libgomp() -> ctypes.CDLL | None:
+    """libgomp as torch has it: others bring one of their own."""
+    try:
+        torchs = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+    except OSError:
+        return None
+    # LLVM's and Intel's OpenMP have functions of these names too, and one that libgomp lacks.
+    other = any(hasattr(library, "__kmpc_fork_call") for library in (torchs, ctypes.CDLL(None)))
+    return torchs if hasattr(torchs, "GOMP_parallel") and not other else None
 
 
 def _look(gomp: ctypes.CDLL, count: int) -> None:
@@ -120,14 +140,20 @@ def _look(gomp: ctypes.CDLL, count: int) -> None:
     then, before = time.monotonic(), waited()
     while True:
         time.sleep(WINDOW)
-        now, after = time.monotonic(), waited()
-        if policy((after - before) / (now - then)):
-            if sleepers:
-                sleepers.end()
-                sleepers = None
-        elif sleepers is None:
+        try:
+            now, after = time.monotonic(), waited()
+        except (OSError, ValueError, IndexError):  # no file may be opened just now: the next window is longer
+            continue
+        spins = policy(growth(before, after) / (now - then))
+        then, before = now, after
+        if spins and sleepers:
+            log.debug("idle OpenMP threads spin again")
+            sleepers.end()
+            sleepers = None
+        elif not spins and sleepers is None:
+            log.debug("idle OpenMP threads sleep: others want the cores")
             try:
                 sleepers = Sleepers(gomp, count)
-            except RuntimeError:  # at the limit of its threads: tried again in the next window
-                pass
-        then, before = now, after
+            except RuntimeError:  # what takes the last threads for a moment might end other processes
+                log.debug("no: there may be no more threads, so they spin and nobody watches them")
+                return

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, GPUs, commit. For people and for comparisons; nothing decides by
+"""What a run ran on: versions, processor, GPUs, commit. For people and for comparisons; only speed depends on
 it."""
 
 import ctypes
@@ -21,23 +21,35 @@ LIBRARIES = (
     "submitit",
 )
 
-SPINS = "100000"  # turns of libgomp's threads around an empty loop, under crowding.py's eyes
+# Turns of libgomp's threads around an empty loop, under crowding.py's eyes; no number that a user would type,
+# so that a rank knows it for ours when it inherits it.
+SPINS = "100003"
+FEW = 32  # cores, above which that many threads to sleep would be too many
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def before_torch() -> None:
     """What must be set before torch is imported; a value that the user set stays (docs/performance.md).
 
-    Idle OpenMP threads spin before they sleep for long where crowding.py can stop them when others want the
-    cores, else for a hundredth of it: unwatched beside other work, spinning made small steps several times
-    slower. Freed memory is kept for the next step instead of given back to the system: else each
-    activation of a step on a CPU is paged in anew. The price is a resident size that stays at its peak.
+    Idle OpenMP threads spin long before they sleep where crowding.py can see that others want the cores, else
+    for a hundredth of it: unwatched beside other work, spinning made small steps several times slower. Freed
+    memory is kept for the next step instead of given back to the system: else each activation of a step on a
+    CPU is paged in anew. The price is a resident size that stays at its peak.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS if Path("/proc/self/schedstat").exists() else "1000")
+        watched = cores() <= FEW and counts_waiting()
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS if watched else "1000")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         keep_memory()
+
+
+def counts_waiting(source: str = "/proc/self/schedstat") -> bool:
+    """Whether Linux counts how long threads wait for a core; some kernels have the file with zeros in it."""
+    try:
+        return Path(source).read_text().split()[:1] not in ([], ["0"])
+    except OSError:
+        return False
 
 
 def keep_memory() -> bool:
@@ -84,8 +96,8 @@ def _version(name: str) -> str | None:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Processors that this process may use: a batch system may have given it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu() -> str:
@@ -102,10 +114,11 @@ def processor(field: str, source: str = "/proc/cpuinfo") -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
-def slow_in_bf16(flags: str) -> bool:
-    """Whether an x86 processor with these flags lacks the tiles for bf16 (AMX): its bf16 products took twice
-    as long as float32's, although it had AVX-512's instructions for them (docs/performance.md)."""
-    return bool(flags) and "amx_bf16" not in flags.split()
+def slow_in_bf16(vendor: str, flags: str) -> bool:
+    """Whether it is a processor of Intel's without tiles for bf16 (AMX). On the one that was tried bf16
+    products took twice as long as float32's, although AVX-512 has instructions for them
+    (docs/performance.md)."""
+    return vendor == "GenuineIntel" and "amx_bf16" not in flags.split()
 
 
 def commit(folder: Path) -> dict | None:

@@ -37,8 +37,8 @@ def announce(run) -> None:
              hardware.device, hardware.precision, hardware.threads, "" if hardware.threads == 1 else "s",
              " each" if world > 1 else "", parts.step.micro_batch)  # fmt: skip
     if (hardware.device.type, hardware.precision) == ("cpu", "bf16"):
-        if environment.slow_in_bf16(environment.processor("flags")):
-            log.warning("hardware.precision=bf16 on a processor without AMX, where fp32 was the faster one "
+        if environment.slow_in_bf16(*map(environment.processor, ("vendor_id", "flags"))):
+            log.warning("hardware.precision=bf16 on an Intel processor without AMX; on one fp32 was faster "
                         "(docs/performance.md): compare the two by adabatch-profile")  # fmt: skip
     for text in parts.schedule.warnings():
         log.warning("%s", text)

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from adabatch import crowding, cutting
+from adabatch import crowding, cutting, environment
 from adabatch.errors import UserError, suggest
 from adabatch.ranks import Alone, Ranks
 
@@ -93,8 +93,7 @@ class Hardware:
         self.native = ghost_norm == "auto" and self.device.type == "cpu"
         self.ghost_norm = "library"  # the kernel that a network's norms got
         self.memory_format = torch.contiguous_format if memory_format == "contiguous" else torch.channels_last
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.threads, self.micro_batch = threads or cores, micro_batch
+        self.threads, self.micro_batch = threads or environment.cores(), micro_batch
         self.prefer, self.ordered, self.ranks = prefer, reduction == "ordered", Alone()
 
     @staticmethod
@@ -134,8 +133,7 @@ class Hardware:
         if meeting:
             self.ranks = Ranks(meeting, self.device)
         torch.set_num_threads(self.threads)
-        if self.device.type == "cpu":
-            crowding.watch(self.threads)
+        crowding.watch(self.threads)
         tf32 = self.precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = self.benchmark

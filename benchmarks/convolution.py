@@ -17,7 +17,7 @@ environment.before_torch()
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from adabatch import bilinear, config, convolution  # noqa: E402
+from adabatch import bilinear, config, convolution, crowding  # noqa: E402
 from adabatch.build import build  # noqa: E402
 from adabatch.schedules.setting import Setting  # noqa: E402
 
@@ -96,12 +96,13 @@ def step(key: str, model: str, precision: str, batch: int, threads: int, rounds:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--rounds", type=int, default=5, help="at least 2")
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--steps", default="alexnet,vgg", help="networks of whole steps; '' = none")
     asked = p.parse_args()
     torch.set_num_threads(asked.threads)
+    crowding.watch(asked.threads)
     print("| layer, ms | library | product | bilinear | chosen | library / chosen |\n" + "|---" * 6 + "|")
     for dtype in (torch.bfloat16, torch.float32):
         for name, shape in LAYERS.items():

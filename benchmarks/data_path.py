@@ -17,10 +17,11 @@ import time
 
 from adabatch import environment
 
-environment.before_torch()  # as the command does; the DataLoader has the same
+environment.before_torch()  # as the command does, and crowding.watch below; the DataLoader has the same
 
 import torch  # noqa: E402
 
+from adabatch import crowding  # noqa: E402
 from adabatch.data.augment import Augment, Prepare  # noqa: E402
 from adabatch.data.resident import resident  # noqa: E402
 from adabatch.data.samples import TensorSamples  # noqa: E402
@@ -161,6 +162,7 @@ def main():
     }
     for threads in asked.threads:
         torch.set_num_threads(threads)
+        crowding.watch(threads)
         for batch in asked.batches:
             result = measure(inputs, labels, batch, asked)
             report["measured"].append({"threads": threads, "batch": batch, "contenders": result})

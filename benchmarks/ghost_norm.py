@@ -15,7 +15,7 @@ from convolution import in_turns, quartiles, step  # sets torch's environment fi
 import torch  # isort: skip
 import torch.nn.functional as F
 
-from adabatch import ghostnorm, layers
+from adabatch import crowding, ghostnorm, layers
 
 SHAPES = {  # channels, side
     "ResNet-20, 32x32": (16, 32),
@@ -60,6 +60,7 @@ def main() -> None:
     p.add_argument("--steps", default="resnet,vgg", help="networks of whole steps; '' = none")
     asked = p.parse_args()
     torch.set_num_threads(asked.threads)
+    crowding.watch(asked.threads)
     ghostnorm.checked()
     print("| norm and ReLU, ms | ours | torch's by group | plain | torch's / ours | plain / ours |")
     print("|---|---|---|---|---|---|")

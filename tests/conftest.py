@@ -21,6 +21,7 @@ def _know_the_environment() -> str:
     Runs before any test module is imported: OpenMP reads its variable once, when torch is imported.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # nobody watches the threads of a process that tests
     # A shell's `command &` ignores Ctrl-C, nohup a hangup, and so would all that a test starts and stops.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:

@@ -29,10 +29,15 @@ def clean(monkeypatch):
     return calls
 
 
-def test_defaults_are_set(clean):
+@pytest.mark.parametrize(
+    "cores, counts, spins",
+    [(1, True, "100003"), (32, True, "100003"), (33, True, "1000"), (2, False, "1000")],
+)
+def test_defaults_are_set(clean, cores, counts, spins, monkeypatch):
+    monkeypatch.setattr(environment, "cores", lambda: cores)
+    monkeypatch.setattr(environment, "counts_waiting", lambda: counts)
     environment.before_torch()
-    watched = environment.Path("/proc/self/schedstat").exists()
-    assert environment.os.environ["GOMP_SPINCOUNT"] == ("100000" if watched else "1000")
+    assert environment.os.environ["GOMP_SPINCOUNT"] == spins
     assert environment.os.environ["THP_MEM_ALLOC_ENABLE"] == "1" and clean == [1]
 
 
@@ -78,17 +83,18 @@ def test_a_freed_block_is_there_again_without_paging_it_in():
 
 
 @pytest.mark.parametrize(
-    "flags, slow",
+    "vendor, flags, slow",
     [
-        ("fpu sse2 avx512_bf16 amx_bf16 amx_tile amx_int8", False),
-        ("fpu sse2 avx512f avx512_bf16", True),
-        ("fpu sse2 avx2", True),
-        ("amx_bf16_not_yet fpu", True),  # a whole word
-        ("", False),  # not Linux, or an ARM, which calls them Features
+        ("GenuineIntel", "fpu sse2 avx512_bf16 amx_bf16 amx_tile amx_int8", False),
+        ("GenuineIntel", "fpu sse2 avx512f avx512_bf16", True),
+        ("GenuineIntel", "fpu sse2 avx2", True),
+        ("GenuineIntel", "amx_bf16_not_yet fpu", True),  # a whole word
+        ("AuthenticAMD", "fpu sse2 avx512_bf16", False),  # not tried
+        ("", "", False),  # not Linux, or an ARM
     ],
 )
-def test_processors_that_are_slow_in_bf16(flags, slow):
-    assert environment.slow_in_bf16(flags) is slow
+def test_processors_that_are_slow_in_bf16(vendor, flags, slow):
+    assert environment.slow_in_bf16(vendor, flags) is slow
 
 
 def test_what_linux_says_of_the_processor(tmp_path):
@@ -102,14 +108,25 @@ def test_what_linux_says_of_the_processor(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "said, counts", [("512 0 7\n", True), ("0 0 0\n", False), ("", False), (None, False)]
+)
+def test_whether_waiting_is_counted(said, counts, tmp_path):
+    if said is not None:
+        (tmp_path / "schedstat").write_text(said)
+    assert environment.counts_waiting(tmp_path / "schedstat") is counts
+
+
+@pytest.mark.parametrize(
     "flags, precision, warned", [("sse2", "bf16", 1), ("amx_bf16", "bf16", 0), ("sse2", "fp32", 0)]
 )
 def test_a_run_in_bf16_says_that_it_is_slow_here(flags, precision, warned, monkeypatch, tmp_path, capsys):
     from adabatch.__main__ import command
 
-    monkeypatch.setattr(environment, "processor", {"flags": flags, "model name": "made up"}.get)
+    monkeypatch.setattr(
+        environment, "processor", {"flags": flags, "vendor_id": "GenuineIntel", "model name": "m"}.get
+    )
     monkeypatch.chdir(tmp_path)
     keys = "dataset=digits epochs=1 trackers.wandb.mode=disabled hardware.device=cpu hydra.run.dir=run"
     assert command([*keys.split(), f"hardware.precision={precision}"]) == 0
     said = capsys.readouterr()
-    assert (said.out + said.err).count("hardware.precision=bf16 on a processor without AMX") == warned
+    assert (said.out + said.err).count("hardware.precision=bf16 on an Intel processor without AMX") == warned

@@ -173,13 +173,15 @@ def test_threads_and_memory_are_this_machines():
     assert Hardware(device="cpu").activation_budget() == 2**30
 
 
-def test_set_up_sets_torchs_switches():
+def test_set_up_sets_torchs_switches(monkeypatch):
     before = torch.get_num_threads(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = True
+        watched = []
+        monkeypatch.setattr("adabatch.crowding.watch", watched.append)
         Hardware(device="cpu", threads=2).set_up()
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2 and watched == [2]
         assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
         assert torch.backends.cudnn.benchmark and not torch.backends.cudnn.deterministic
     finally:

@@ -31,7 +31,7 @@ SHORT = {
 
 def shell(command: str, folder: Path, seconds: int = 280) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "WANDB_MODE": "offline", "GOMP_SPINCOUNT": "1000"}
+    env = os.environ | {"PATH": path, "WANDB_MODE": "offline"}
     return subprocess.run(
         ["bash", "-c", command], cwd=folder, env=env, text=True, capture_output=True, timeout=seconds
     )

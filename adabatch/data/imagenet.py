@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adabatch import draws
+from adabatch import draws, environment
 from adabatch.data.boxes import TRIES, crop_box
 from adabatch.data.samples import Samples
 from adabatch.errors import UserError
@@ -55,7 +55,7 @@ class ImageFolderSamples(Samples):
     """
 
     def __init__(self, folder, crop=224, resize=256, workers=None, ahead=512):
-        workers = _cpus() if workers is None else workers
+        workers = environment.cores() if workers is None else workers
         for name, value in {"crop": crop, "resize": resize, "workers": workers, "ahead": ahead}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"dataset.{name} must be a whole number above 0; it is {value!r}")
@@ -204,8 +204,3 @@ def list_images(folder: Path):
 
 def _tasks(indices, keys) -> list:
     return list(zip(indices.tolist(), [None] * len(indices) if keys is None else keys.tolist(), strict=True))
-
-
-def _cpus() -> int:
-    """The CPUs this process may use: a batch system may have given it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
