@@ -6,6 +6,7 @@ Reading is bounded in size, YAML may not use aliases, nothing is unpickled, and 
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import yaml
@@ -38,8 +39,8 @@ def number(value) -> float | None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Whole or not at all: written beside, flushed to the disk, renamed. OSError leaves the old file and no
-    debris."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    debris. Of several processes or threads that write the same file, the last one's is left."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

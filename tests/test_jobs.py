@@ -233,10 +233,14 @@ def test_a_run_that_was_taken_over_stops_and_writes_nothing_more(tmp_path, stand
     monkeypatch.setattr(owner, "BEAT", 0.02)
 
     def behaviour(config, folder, stop):
-        theirs = {**owner.me(), "host": "elsewhere"}
-        runs.write_json(
-            folder / "status.json", {"format": 1, "state": "running", "error": None, "owner": theirs}
-        )
+        theirs = {
+            "format": 1,
+            "state": "running",
+            "error": None,
+            "owner": {**owner.me(), "host": "elsewhere"},
+        }
+        with owner.locked(folder):  # as every process writes it: the heartbeat is writing, too
+            owner.write_status(folder / "status.json", theirs)
         for _ in range(500):
             stop()
             time.sleep(0.02)

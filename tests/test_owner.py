@@ -26,8 +26,10 @@ def status(folder):
 def write(folder, age=0.0, **changes):
     """A status.json as another process would have left it, last touched `age` seconds ago."""
     record = {**owner.me(), "heartbeat": time.time() - age, **changes}
-    runs.write_json(folder / "status.json", {"format": 1, "state": "running", "error": None, "owner": record})
-    os.utime(folder / "status.json", (time.time() - age,) * 2)
+    with owner.locked(folder):  # a heartbeat of ours may be writing
+        written = {"format": 1, "state": "running", "error": None, "owner": record}
+        runs.write_json(folder / "status.json", written)
+        os.utime(folder / "status.json", (time.time() - age,) * 2)
 
 
 @pytest.fixture

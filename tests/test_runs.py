@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -190,6 +191,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch)
     with pytest.raises(OSError):
         runs.write_json(path, {"x": 2})
     assert json.loads(path.read_text()) == {"x": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_threads_that_write_one_file_leave_it_whole(tmp_path):
+    def write(size):
+        for _ in range(50):
+            runs.write_json(tmp_path / "status.json", {"format": 1, "words": "x" * size})
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, (10, 10_000, 100_000)))  # raises what a thread raised
+    assert len(runs.read_json(tmp_path / "status.json")["words"]) in (10, 10_000, 100_000)
+    assert os.listdir(tmp_path) == ["status.json"]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '"x"', "{", "[" * 100_000, '{"format": 2}', '{"format": "x"}'])
