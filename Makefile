@@ -84,6 +84,8 @@ BENCH = outputs/bench
 bench: $(DONE)
 	@mkdir -p $(BENCH)
 	$(PY) benchmarks/train_loop.py --out $(BENCH)/train_loop.json
+	$(PY) benchmarks/techniques.py --out $(BENCH)/techniques.json
+	$(PY) benchmarks/where.py --out $(BENCH)/where.json
 	$(PY) benchmarks/data_path.py --out $(BENCH)/data_path.json
 	$(PY) benchmarks/imagenet.py --out $(BENCH)/imagenet.json
 	$(PY) benchmarks/startup.py --out $(BENCH)/startup.json

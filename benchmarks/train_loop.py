@@ -102,7 +102,7 @@ def products(taking, name: str, device: str) -> None:
 
 def ours(spec: dict) -> None:
     """The command line, whose question at every step, whether to stop, passes the turn on."""
-    from adabatch import __main__, jobs
+    from adabatch import jobs
 
     def finish() -> None:
         if spec["device"] == "cuda":
@@ -114,6 +114,13 @@ def ours(spec: dict) -> None:
         reason = property(lambda _: taking.passed(spec["batch"]), lambda *_: None)
 
     jobs.Stop = Gate
+    command(spec)
+
+
+def command(spec: dict) -> None:
+    """The command `adabatch` in this very process, to its end."""
+    from adabatch import __main__
+
     data = [f"dataset=cifar10 dataset.root={spec['data']}"] if spec["data"] else [
         f"dataset=synthetic dataset.samples={spec['samples']} dataset.augment.pad=4 dataset.augment.flip=true"
     ]  # fmt: skip

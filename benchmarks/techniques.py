@@ -1,0 +1,147 @@
+"""What each technique of the training loop on a CPU gains: alone, and as the last one of all.
+
+    python benchmarks/techniques.py [--models resnet,alexnet] [--batch 128] [--only NAMES] [key=value ...]
+
+Contenders are the command `adabatch` itself, as in train_loop.py: with every technique (which is the
+default), with none, with one alone, and with all but one. They take turns (`turns.py`), ratios are taken
+within a round; printed are medians (first to third quartile). A technique may need another one: the kernel
+of ghost norm and small maps as products work on channels_last, so alone they gain nothing. All contenders are
+in memory at once: 16 of up to 2 GB with ResNet-20 at 128; --only NAMES takes fewer.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import train_loop
+import turns
+
+# What takes each away: overrides of the command, and variables of its environment.
+TECHNIQUES = {
+    "every core": ([], {}),  # spec["threads"]
+    "channels_last": (["hardware.memory_format=contiguous"], {}),
+    "small maps as products": (["hardware.convolution=library"], {}),
+    "kernel of ghost norm": (["hardware.ghost_norm=library"], {}),
+    "fused SGD": ([], {}),  # by_tensor
+    "threads wait awake": ([], {"GOMP_SPINCOUNT": "1000"}),
+    "memory kept": ([], {"GLIBC_TUNABLES": "", "THP_MEM_ALLOC_ENABLE": "0"}),
+}
+
+
+def by_tensor(params, grads, buffers, *, weight_decay, momentum, lr, is_first_step, nesterov, **_) -> None:
+    """torch._fused_sgd_ in operations of torch, tensor by tensor."""
+    for i, (p, g) in enumerate(zip(params, grads, strict=True)):
+        d = g.add(p, alpha=weight_decay) if weight_decay else g
+        if momentum:
+            v = buffers[i].copy_(d) if is_first_step else buffers[i].mul_(momentum).add_(d)
+            d = d.add(v, alpha=momentum) if nesterov else v
+        p.add_(d, alpha=-lr)
+
+
+def contend(spec: dict) -> None:
+    """In the process of a contender."""
+    if "fused SGD" in spec["without"]:
+        from adabatch import environment
+
+        environment.before_torch()
+        import torch
+
+        torch._fused_sgd_ = by_tensor
+    train_loop.ours(spec)
+
+
+def command(spec: dict, without: list[str], folder: str) -> list[str]:
+    """The command line of the contender that lacks these techniques."""
+    overrides, variables = list(spec["overrides"]), {}
+    for name in without:
+        overrides += TECHNIQUES[name][0]
+        variables |= TECHNIQUES[name][1]
+    threads = 1 if "every core" in without else spec["threads"]
+    spec = spec | dict(without=without, overrides=overrides, threads=threads, folder=folder)
+    told = [f"{key}={value}" for key, value in variables.items()]
+    return ["env", *told, sys.executable, __file__, "--contender", json.dumps(spec)]
+
+
+def programs(spec: dict, names: list[str], folder: str) -> dict[str, list[str]]:
+    lacking = {"all": [], "none": names}
+    lacking |= {f"only {name}": [other for other in names if other != name] for name in names}
+    lacking |= {f"all but {name}": [name] for name in names}
+    return {who: command(spec, without, f"{folder}/{i}") for i, (who, without) in enumerate(lacking.items())}
+
+
+def measure(asked, spec: dict) -> dict:
+    with tempfile.TemporaryDirectory(prefix="adabatch-bench-") as folder:
+        lined = programs(spec, asked.only, folder)
+        speeds, failed = turns.compete(lined, asked.rounds, asked.seconds, turns.Lock(asked.lock))
+
+    def ratio(over: str, under: str) -> dict | None:
+        if over not in speeds or under not in speeds:
+            return None
+        return train_loop.quartiles([a / b for a, b in zip(speeds[over], speeds[under], strict=True)])
+
+    gains = {
+        n: {"alone": ratio(f"only {n}", "none"), "last": ratio("all", f"all but {n}")} for n in asked.only
+    }
+    gains["all of them"] = {"alone": ratio("all", "none"), "last": None}
+    speeds = {who: train_loop.quartiles(values) for who, values in speeds.items()}
+    return dict(model=spec["model"], batch=spec["batch"], speed=speeds, gain=gains, failed=failed)
+
+
+def show(found: dict) -> None:
+    print(f"\n{found['model']}, batch {found['batch']}")
+    for who in ("all", "none"):
+        if who in found["speed"]:
+            print(f"{who}: {train_loop.spread(found['speed'][who], 0)} images/s")
+    print("| technique | alone: / none | last: all / all but it |\n|---|---|---|")
+    for name, gain in found["gain"].items():
+        cells = [train_loop.spread(gain[key], 2) if gain[key] else "" for key in ("alone", "last")]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    for name, why in found["failed"].items():
+        print(f"{name} failed: {why}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--models", default="resnet,alexnet")
+    p.add_argument("--batch", type=int, default=128)
+    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    p.add_argument("--only", default=",".join(TECHNIQUES), help="names: " + ", ".join(TECHNIQUES))
+    p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--seconds", type=float, default=1.5, help="about so long is a turn")
+    p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    p.add_argument("--data", help="folder of torchvision's CIFAR-10; default: made-up pictures")
+    p.add_argument("--samples", type=int, default=10_000, help="made-up pictures")
+    p.add_argument("--lock", help="file that is locked (flock) while turns are taken, on a shared machine")
+    p.add_argument("--out", help="JSON file, written after each network")
+    p.add_argument("--contender", help=argparse.SUPPRESS)
+    p.add_argument("overrides", nargs="*", help="of our command, such as model.ghost=64")
+    asked = p.parse_args()
+    if asked.contender:
+        return contend(json.loads(asked.contender))
+    asked.only = [name.strip() for name in asked.only.split(",")]
+    if wrong := set(asked.only) - set(TECHNIQUES):
+        p.error(f"unknown: {', '.join(sorted(wrong))}; techniques are {', '.join(TECHNIQUES)}")
+    if asked.rounds < 2:
+        p.error(f"--rounds is 2 or more, for quartiles; got {asked.rounds}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contenders are ended
+    report = {"machine": train_loop.machine(), "asked": vars(asked), "results": []}
+    print(" ".join(f"{k}={v}" for k, v in report["machine"].items()), f"threads={asked.threads}", flush=True)
+    for model in asked.models.split(","):
+        spec = dict(
+            name=asked.precision, model=model, batch=asked.batch, device="cpu", threads=asked.threads,
+            data=asked.data, samples=asked.samples, overrides=asked.overrides,
+        )  # fmt: skip
+        report["results"].append(measure(asked, spec))
+        show(report["results"][-1])
+        if asked.out:
+            Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
+            Path(asked.out).write_text(json.dumps(report, indent=1) + "\n")
+    sys.exit(any(found["failed"] for found in report["results"]))
+
+
+if __name__ == "__main__":
+    main()
