@@ -269,13 +269,13 @@ class Batches:
 
 def by_hand(model: str, batch: int, data, device, ghost: bool = False, dtype=torch.bfloat16):
     """One step after the other: batched data, bf16 (or float32), channels_last, fused SGD; ResNet-20
-    compiled; on a CPU small maps as matrix products and passes of at most MICRO images."""
-    cpu, compiled = device == "cpu", model == "resnet" or device != "cpu"
+    compiled; on a CPU passes of at most MICRO images, and products of matrices where they are faster."""
+    cpu, compiled, full = device == "cpu", model == "resnet" or device != "cpu", dtype == torch.float32
 
     def conv(inputs, outputs, kernel, stride=1, bias=False, side=None):
-        if cpu and side and side <= 4:
+        if cpu and side and side <= (2 if full else 4):
             return SmallConv(inputs, outputs, kernel, side)
-        if cpu and stride == 4:
+        if cpu and stride == 4 and not full:
             return FirstConv(inputs, outputs, kernel, stride, kernel // 2)
         return plain(inputs, outputs, kernel, stride, bias)
 

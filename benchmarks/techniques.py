@@ -2,11 +2,11 @@
 
     python benchmarks/techniques.py [--models resnet,alexnet] [--batch 128] [--only NAMES] [key=value ...]
 
-Contenders are the command `adabatch` itself, as in train_loop.py: with every technique (which is the
-default), with none, with one alone, and with all but one. They take turns (`turns.py`), ratios are taken
-within a round; printed are medians (first to third quartile). A technique may need another one: the kernel
-of ghost norm and small maps as products work on channels_last, so alone they gain nothing. All contenders are
-in memory at once: 16 of up to 2 GB with ResNet-20 at 128; --only NAMES takes fewer.
+Contenders are the command `adabatch` itself, as in train_loop.py, with some of its techniques. "alone": a
+technique and what it needs, over what it needs alone. "last": all techniques, over all but it; where others
+need it, both without those. They take turns (`turns.py`), ratios are taken within a round; printed are
+medians (first to third quartile). All contenders are in memory at once: 17 of up to 2 GB with ResNet-20 at
+128; --only NAMES takes fewer.
 """
 
 import argparse
@@ -26,14 +26,21 @@ TECHNIQUES = {
     "channels_last": (["hardware.memory_format=contiguous"], {}),
     "small maps as products": (["hardware.convolution=library"], {}),
     "kernel of ghost norm": (["hardware.ghost_norm=library"], {}),
-    "fused SGD": ([], {}),  # by_tensor
+    "SGD in one pass": ([], {}),  # in_passes
     "threads wait awake": ([], {"GOMP_SPINCOUNT": "1000"}),
     "memory kept": ([], {"GLIBC_TUNABLES": "", "THP_MEM_ALLOC_ENABLE": "0"}),
 }
 
 
-def by_tensor(params, grads, buffers, *, weight_decay, momentum, lr, is_first_step, nesterov, **_) -> None:
-    """torch._fused_sgd_ in operations of torch, tensor by tensor."""
+NEEDS = {  # of another technique: the kernel and the products have forms for channels_last only
+    "small maps as products": "channels_last",
+    "kernel of ghost norm": "channels_last",
+    "threads wait awake": "every core",
+}
+
+
+def in_passes(params, grads, buffers, *, weight_decay, momentum, lr, is_first_step, nesterov, **_) -> None:
+    """torch._fused_sgd_ in operations of torch, each of which passes over memory anew."""
     for i, (p, g) in enumerate(zip(params, grads, strict=True)):
         d = g.add(p, alpha=weight_decay) if weight_decay else g
         if momentum:
@@ -44,13 +51,13 @@ def by_tensor(params, grads, buffers, *, weight_decay, momentum, lr, is_first_st
 
 def contend(spec: dict) -> None:
     """In the process of a contender."""
-    if "fused SGD" in spec["without"]:
+    if "SGD in one pass" in spec["without"]:
         from adabatch import environment
 
         environment.before_torch()
         import torch
 
-        torch._fused_sgd_ = by_tensor
+        torch._fused_sgd_ = in_passes
     train_loop.ours(spec)
 
 
@@ -66,39 +73,45 @@ def command(spec: dict, without: list[str], folder: str) -> list[str]:
     return ["env", *told, sys.executable, __file__, "--contender", json.dumps(spec)]
 
 
-def programs(spec: dict, names: list[str], folder: str) -> dict[str, list[str]]:
-    lacking = {"all": [], "none": names}
-    lacking |= {f"only {name}": [other for other in names if other != name] for name in names}
-    lacking |= {f"all but {name}": [name] for name in names}
-    return {who: command(spec, without, f"{folder}/{i}") for i, (who, without) in enumerate(lacking.items())}
+def sides(name: str, names: list[str]) -> dict[str, tuple[set, set]]:
+    """Of both ratios of a technique: the techniques above the line, those below it."""
+    need = {NEEDS[name]} & set(names) if name in NEEDS else set()
+    rest = set(names) - {other for other in names if NEEDS.get(other) == name}
+    return {"alone": (need | {name}, need), "last": (rest, rest - {name})}
 
 
 def measure(asked, spec: dict) -> dict:
+    """Speeds of every set of techniques that a ratio needs, and the ratios."""
+    names = asked.only
+    ratios = {name: sides(name, names) for name in names}
+    ratios["all of them"] = {"alone": (set(names), set())}
+    kinds = {frozenset(side) for ratio in ratios.values() for pair in ratio.values() for side in pair}
+    called = {kind: " + ".join(name for name in names if name in kind) or "none" for kind in kinds}
     with tempfile.TemporaryDirectory(prefix="adabatch-bench-") as folder:
-        lined = programs(spec, asked.only, folder)
+        lined = {
+            word: command(spec, [n for n in names if n not in kind], f"{folder}/{i}")
+            for i, (kind, word) in enumerate(called.items())
+        }
         speeds, failed = turns.compete(lined, asked.rounds, asked.seconds, turns.Lock(asked.lock))
 
-    def ratio(over: str, under: str) -> dict | None:
-        if over not in speeds or under not in speeds:
-            return None
-        return train_loop.quartiles([a / b for a, b in zip(speeds[over], speeds[under], strict=True)])
+    def ratio(pair: tuple[set, set]) -> dict | None:
+        over, under = (speeds.get(called[frozenset(side)]) for side in pair)
+        return over and under and train_loop.quartiles([a / b for a, b in zip(over, under, strict=True)])
 
-    gains = {
-        n: {"alone": ratio(f"only {n}", "none"), "last": ratio("all", f"all but {n}")} for n in asked.only
-    }
-    gains["all of them"] = {"alone": ratio("all", "none"), "last": None}
-    speeds = {who: train_loop.quartiles(values) for who, values in speeds.items()}
-    return dict(model=spec["model"], batch=spec["batch"], speed=speeds, gain=gains, failed=failed)
+    gains = {name: {key: ratio(pair) for key, pair in of.items()} for name, of in ratios.items()}
+    speeds = {word: train_loop.quartiles(values) for word, values in speeds.items()}
+    ends = {"all": called[frozenset(names)], "none": "none"}
+    return dict(model=spec["model"], batch=spec["batch"], speed=speeds, ends=ends, gain=gains, failed=failed)
 
 
 def show(found: dict) -> None:
     print(f"\n{found['model']}, batch {found['batch']}")
-    for who in ("all", "none"):
-        if who in found["speed"]:
-            print(f"{who}: {train_loop.spread(found['speed'][who], 0)} images/s")
-    print("| technique | alone: / none | last: all / all but it |\n|---|---|---|")
+    for who, word in found["ends"].items():
+        if word in found["speed"]:
+            print(f"{who}: {train_loop.spread(found['speed'][word], 0)} images/s")
+    print("| technique | alone | last |\n|---|---|---|")
     for name, gain in found["gain"].items():
-        cells = [train_loop.spread(gain[key], 2) if gain[key] else "" for key in ("alone", "last")]
+        cells = [train_loop.spread(gain[key], 2) if gain.get(key) else "" for key in ("alone", "last")]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     for name, why in found["failed"].items():
         print(f"{name} failed: {why}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ reference             (a) what most scripts do: DataLoader with two workers, tra
                       float32, NCHW, eager, loss.item() every step.
 hand                  (b) by hand for one machine: batched data, bf16, channels_last, fused SGD, glibc told to
                       keep memory, ResNet-20 compiled, small maps as matrix products; plain batch norm.
-hand-fp32             the same in float32, which is the faster one on a CPU without AMX.
+hand-fp32             the same in float32, which is the faster one on a CPU without AMX; fewer products.
 hand-ghost            "hand" with ghost norms of 32 samples, which is our mathematics.
 
 The contenders take turns (`turns.py`): each in a process of its own, stopped while another one computes.

@@ -1,16 +1,18 @@
 """Where the time of a training step goes on a CPU, by torch.profiler, and the floor under it.
 
-    python benchmarks/where.py [--models resnet,alexnet,vgg] [--batch 128] [--steps 30] [key=value ...]
+    python benchmarks/where.py [--models resnet,alexnet,vgg] [--batch 128] [--rounds 3] [key=value ...]
 
-The command `adabatch` itself, as in train_loop.py. Printed are milliseconds of a step in the training
-thread: each operation's own time, what it calls left out, in groups; what is left of the step is Python.
-"Products alone": the network's FLOP (one multiplication and one addition each, forward and backward, as
-torch counts them) at the rate of a float32 or bf16 product of 2,048 x 2,048 matrices in the same process,
-just after: no step of unreduced products is shorter. The profiler itself costs 1 or 2 us an operation.
+The command `adabatch` itself, as in train_loop.py. A round is a matrix product, some steps without the
+profiler and as many with it. Printed are milliseconds of a step in the training thread: each operation's own
+time, what it calls left out, in groups, scaled so that they sum to the step without the profiler (medians of
+rounds). "Products alone": the network's FLOP (one multiplication and one addition each, forward and backward;
+taps that fall on a convolution's padding left out) at the rate of that product of 2,048 x 2,048 matrices:
+with products of no fewer multiplications, at no better rate than that one, a step is not shorter.
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import signal
@@ -28,6 +30,7 @@ GROUPS = {
     "products of matrices": ("::mm", "::addmm", "::bmm", "::baddbmm", "::dot", "::mv"),
     "ghost norm, our kernel": ("ours: forward", "ours: backward"),
     "mixing of inputs, our kernel": ("ours: mixed",),
+    "Python of our own functions": ("Bilinear", "Native", "Library", "_Windows", "_Dense"),
     "batch norm, library": ("batch_norm",),
     "pooling, ReLU, loss": ("pool", "relu", "threshold", "softmax", "nll_loss", "clamp", "dropout"),
     "optimizer": ("_fused",),
@@ -35,7 +38,7 @@ GROUPS = {
         "index", "gather", "copy", "add", "mul", "sub", "sum", "fill", "zero", "cat", "div",
     ),
 }  # fmt: skip
-REST, PYTHON = "other operations", "outside operations: Python"
+REST, PYTHON = "other operations", "Python outside operations"
 
 
 class Recorded:
@@ -63,39 +66,50 @@ class Call:
 
 
 class Watch:
-    """Asked at every step: warms up, profiles, prints JSON and ends the process."""
+    """Asked at every step: warms up, then takes rounds, prints JSON and ends the process."""
 
     def __init__(self, spec: dict):
-        self.spec, self.step, self.profile, self.began = spec, 0, None, None
+        self.spec, self.began, self.rounds = spec, None, []
+        self.script = self.play()
 
     def passed(self) -> None:
+        self.began = self.began or time.perf_counter()
+        if time.perf_counter() - self.began > self.spec["warm"]:
+            next(self.script)
+
+    def play(self):
+        """A generator that is resumed at every step's end."""
         import torch
 
-        now = time.perf_counter()
-        self.began, self.step = self.began or now, self.step + 1
-        if self.profile is None and now - self.began > self.spec["warm"]:
-            self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-            self.profile.start()
-            self.faults = faults()
-            self.began, self.step = time.perf_counter(), 0
-        elif self.profile and self.step == self.spec["steps"]:
-            seconds, paged = now - self.began, (faults() - self.faults) / self.step
-            self.profile.stop()
-            found = grouped(self.profile.events(), seconds, self.spec["steps"])
-            found |= {"rate": rate(self.spec["name"]), "faults": paged / self.spec["batch"]}
-            print("found " + json.dumps(found), flush=True)
-            os._exit(0)
+        steps = self.spec["steps"]
+        for _ in range(self.spec["rounds"]):
+            found = {"rate": rate(self.spec["name"])}
+            paged, began = faults(), time.perf_counter()
+            for _ in range(steps):
+                yield
+            found["plain"] = (time.perf_counter() - began) * 1000 / steps
+            found["faults"] = (faults() - paged) / (steps * self.spec["batch"])
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                began = time.perf_counter()
+                for _ in range(steps):
+                    yield
+                seconds = time.perf_counter() - began
+            self.rounds.append(found | grouped(profile.events(), seconds * 1000, steps))
+        print("found " + json.dumps(self.rounds), flush=True)
+        os._exit(0)
 
 
 def faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def grouped(events, seconds: float, steps: int) -> dict:
-    """{"step": ms of a step, "groups": {group: ms}, "rest": the largest operations of no group}."""
+def grouped(events, milliseconds: float, steps: int) -> dict:
+    """{"profiled": ms of a step, "groups": {group: ms of a step}, "rest": {operation of no group: ms}}.
+
+    events: torch.profiler's, of `steps` steps that took so many milliseconds together.
+    """
     events = list(events)
-    threads = [e.thread for e in events if "_fused" in e.name or "convolution" in e.name]
-    main = statistics.mode(threads)
+    main = statistics.mode(e.thread for e in events)
     groups, rest = dict.fromkeys([*GROUPS, REST], 0.0), {}
     for event in (e for e in events if e.thread == main):
         name = next((g for g, words in GROUPS.items() if any(w in event.name for w in words)), REST)
@@ -103,24 +117,61 @@ def grouped(events, seconds: float, steps: int) -> dict:
         groups[name] += spent
         if name == REST:
             rest[event.name] = rest.get(event.name, 0.0) + spent
-    groups[PYTHON] = seconds * 1000 / steps - sum(groups.values())
-    largest = sorted(rest.items(), key=lambda item: -item[1])[:5]
-    return {"step": seconds * 1000 / steps, "groups": groups, "rest": dict(largest)}
+    groups[PYTHON] = milliseconds / steps - sum(groups.values())
+    return {"profiled": milliseconds / steps, "groups": groups, "rest": rest}
 
 
 def rate(precision: str) -> float:
     """FLOP/s of a matrix product, the median of 9."""
     import torch
 
-    a, b = (
-        torch.randn(2048, 2048).to(torch.bfloat16 if precision == "bf16" else torch.float32) for _ in "ab"
-    )
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.ones(2048, 2048, dtype=dtype) for _ in "ab")
     taken = []
     for _ in range(10):
         began = time.perf_counter()
         a @ b
         taken.append(time.perf_counter() - began)
     return 2 * 2048**3 / statistics.median(taken[1:])
+
+
+def flop(net, side: int, padding: bool = False) -> int:
+    """FLOP of one picture [3, side, side], forward and backward, of convolutions and linear layers.
+
+    padding: count taps that fall on padding, too, as torch's own counter does. The first layer's input needs
+    no gradient.
+    """
+    import torch
+    from torch import nn
+
+    found = []
+
+    def conv(layer, given, out):
+        per_axis = [taps(layer, axis, given[0].shape[2 + axis], padding) for axis in (0, 1)]
+        found.append(2 * layer.out_channels * layer.in_channels // layer.groups * math.prod(per_axis))
+
+    def linear(layer, given, out):
+        found.append(2 * layer.in_features * layer.out_features)
+
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(conv)
+        elif isinstance(layer, nn.Linear):
+            layer.register_forward_hook(linear)
+    with torch.no_grad():
+        net(torch.zeros(2, 3, side, side))
+    return 3 * sum(found) - found[0]
+
+
+def taps(layer, axis: int, size: int, padding: bool) -> int:
+    """Pairs of an output pixel and a tap of the kernel along an axis of so many pixels; without `padding`
+    only those where the tap meets a pixel."""
+    k, stride, pad, far = (
+        getattr(layer, name)[axis] for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    outputs = (size + 2 * pad - far * (k - 1) - 1) // stride + 1
+    meets = (0 <= o * stride + t * far - pad < size for o in range(outputs) for t in range(k))
+    return outputs * k if padding else sum(meets)
 
 
 def contend(spec: dict) -> None:
@@ -141,18 +192,38 @@ def contend(spec: dict) -> None:
     train_loop.command(spec)
 
 
-def show(model: str, batch: int, found: dict) -> None:
-    step, floor = found["step"], batch * train_loop.flop(model) / found["rate"] * 1000
-    speed, paged = f"{batch / step * 1000:,.0f} images/s", f"{found['faults']:.1f} page faults an image"
-    print(f"\n{model}, batch {batch}: {step:.1f} ms a step, {speed}, {paged}")
-    print("| | ms | share |\n|---|---|---|")
-    for name, spent in found["groups"].items():
-        if spent > 0.005 * step:
-            print(f"| {name} | {spent:.1f} | {100 * spent / step:.0f} % |")
+def show(model: str, batch: int, rounds: list[dict]) -> None:
+    import loops
+    from torch import nn
+
+    def middle(key, digits=1) -> str:
+        values = sorted(map(key, rounds))
+        texts = (f"{v:,.{digits}f}" for v in (statistics.median(values), values[0], values[-1]))
+        return "{} ({} to {})".format(*texts)
+
+    net = loops.NETWORKS[model](loops.plain, nn.BatchNorm2d)
+    work = batch * flop(net, loops.SIDE) * 1000  # per ms at a rate of 1 / s
+    step = statistics.median(r["plain"] for r in rounds)
     print(
-        f"| products alone, {found['rate'] / 1e12:.2f} TFLOP/s | {floor:.1f} | {100 * floor / step:.0f} % |"
+        f"\n{model}, batch {batch}: {middle(lambda r: r['plain'])} ms a step, median (range) of {len(rounds)}"
     )
-    print("largest of the others: " + ", ".join(f"{k} {v:.1f}" for k, v in found["rest"].items()), flush=True)
+    print(
+        f"with the profiler {middle(lambda r: r['profiled'])} ms, {batch / step * 1000:,.0f} images/s without"
+    )
+    print(f"{middle(lambda r: r['faults'])} page faults an image")
+    print("| | ms | share, % |\n|---|---|---|")
+    for name in rounds[0]["groups"]:
+
+        def share(r, name=name) -> float:
+            return r["groups"][name] / r["profiled"]
+
+        if (usual := statistics.median(map(share, rounds))) > 0.005:
+            print(f"| {name} | {usual * step:.1f} | {middle(lambda r: 100 * share(r), 0)} |")
+    floor, rates = middle(lambda r: work / r["rate"]), middle(lambda r: r["rate"] / 1e12, 2)
+    of = middle(lambda r: 100 * work / r["rate"] / r["plain"], 0)
+    print(f"| products alone, {rates} TFLOP/s | {floor} | {of} |")
+    largest = sorted(rounds[-1]["rest"].items(), key=lambda item: -item[1])[:5]
+    print("largest of the others, ms: " + ", ".join(f"{k} {v:.1f}" for k, v in largest), flush=True)
 
 
 def main() -> None:
@@ -161,7 +232,8 @@ def main() -> None:
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     p.add_argument("--warm", type=float, default=8, help="seconds of training before")
-    p.add_argument("--steps", type=int, default=30, help="that are profiled")
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--steps", type=int, default=20, help="of each half of a round")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
     p.add_argument("--data", help="folder of torchvision's CIFAR-10; default: made-up pictures")
     p.add_argument("--samples", type=int, default=10_000, help="made-up pictures")
@@ -179,7 +251,7 @@ def main() -> None:
             spec = dict(
                 name=asked.precision, model=model, batch=asked.batch, device="cpu", threads=asked.threads,
                 data=asked.data, samples=asked.samples, overrides=asked.overrides, folder=folder,
-                warm=asked.warm, steps=asked.steps,
+                warm=asked.warm, steps=asked.steps, rounds=asked.rounds,
             )  # fmt: skip
             line = [sys.executable, __file__, "--contender", json.dumps(spec)]
             ended = subprocess.run(line, capture_output=True, text=True)

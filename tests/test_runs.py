@@ -193,14 +193,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch)
     assert json.loads(path.read_text()) == {"x": 1} and os.listdir(tmp_path) == ["a.json"]
 
 
-def test_threads_that_write_one_file_leave_it_whole(tmp_path):
-    def write(size):
-        for _ in range(50):
-            runs.write_json(tmp_path / "status.json", {"format": 1, "words": "x" * size})
+def test_threads_may_write_one_file_and_a_reader_finds_it_whole(tmp_path):
+    path, sizes = tmp_path / "status.json", (10, 10_000, 100_000)
 
+    def write(size):
+        for _ in range(20):
+            runs.write_json(path, {"format": 1, "words": "x" * size})
+
+    write(10)
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(write, (10, 10_000, 100_000)))  # raises what a thread raised
-    assert len(runs.read_json(tmp_path / "status.json")["words"]) in (10, 10_000, 100_000)
+        writers = [pool.submit(write, size) for size in sizes]
+        while not all(writer.done() for writer in writers):
+            assert len(runs.read_json(path)["words"]) in sizes
+    assert [writer.exception() for writer in writers] == [None] * 3
     assert os.listdir(tmp_path) == ["status.json"]
 
 
