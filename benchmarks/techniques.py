@@ -11,11 +11,8 @@ medians (first to third quartile). All contenders are in memory at once: 17 of u
 
 import argparse
 import json
-import os
-import signal
 import sys
 import tempfile
-from pathlib import Path
 
 import train_loop
 import turns
@@ -30,8 +27,6 @@ TECHNIQUES = {
     "threads wait awake": ([], {"GOMP_SPINCOUNT": "1000"}),
     "memory kept": ([], {"GLIBC_TUNABLES": "", "THP_MEM_ALLOC_ENABLE": "0"}),
 }
-
-
 NEEDS = {  # of another technique: the kernel and the products have forms for channels_last only
     "small maps as products": "channels_last",
     "kernel of ghost norm": "channels_last",
@@ -125,13 +120,8 @@ def main() -> None:
     p.add_argument("--only", default=",".join(TECHNIQUES), help="names: " + ", ".join(TECHNIQUES))
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--seconds", type=float, default=1.5, help="about so long is a turn")
-    p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
-    p.add_argument("--data", help="folder of torchvision's CIFAR-10; default: made-up pictures")
-    p.add_argument("--samples", type=int, default=10_000, help="made-up pictures")
     p.add_argument("--lock", help="file that is locked (flock) while turns are taken, on a shared machine")
-    p.add_argument("--out", help="JSON file, written after each network")
-    p.add_argument("--contender", help=argparse.SUPPRESS)
-    p.add_argument("overrides", nargs="*", help="of our command, such as model.ghost=64")
+    train_loop.common(p, samples=10_000)
     asked = p.parse_args()
     if asked.contender:
         return contend(json.loads(asked.contender))
@@ -140,9 +130,7 @@ def main() -> None:
         p.error(f"unknown: {', '.join(sorted(wrong))}; techniques are {', '.join(TECHNIQUES)}")
     if asked.rounds < 2:
         p.error(f"--rounds is 2 or more, for quartiles; got {asked.rounds}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contenders are ended
-    report = {"machine": train_loop.machine(), "asked": vars(asked), "results": []}
-    print(" ".join(f"{k}={v}" for k, v in report["machine"].items()), f"threads={asked.threads}", flush=True)
+    report = train_loop.begin(asked)
     for model in asked.models.split(","):
         spec = dict(
             name=asked.precision, model=model, batch=asked.batch, device="cpu", threads=asked.threads,
@@ -150,9 +138,7 @@ def main() -> None:
         )  # fmt: skip
         report["results"].append(measure(asked, spec))
         show(report["results"][-1])
-        if asked.out:
-            Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(asked.out).write_text(json.dumps(report, indent=1) + "\n")
+        train_loop.keep(report, asked.out)
     sys.exit(any(found["failed"] for found in report["results"]))
 
 

@@ -9,7 +9,8 @@ reference             (a) what most scripts do: DataLoader with two workers, tra
                       float32, NCHW, eager, loss.item() every step.
 hand                  (b) by hand for one machine: batched data, bf16, channels_last, fused SGD, glibc told to
                       keep memory, ResNet-20 compiled, small maps as matrix products; plain batch norm.
-hand-fp32             the same in float32, which is the faster one on a CPU without AMX; fewer products.
+hand-fp32             the same in float32, which is the faster one on a CPU without AMX, and with
+                      products for maps of 2x2 only.
 hand-ghost            "hand" with ghost norms of 32 samples, which is our mathematics.
 
 The contenders take turns (`turns.py`): each in a process of its own, stopped while another one computes.
@@ -225,6 +226,31 @@ def machine() -> dict:
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
+def common(p: argparse.ArgumentParser, samples: int) -> None:
+    """The options that techniques.py and where.py have, too."""
+    cores = len(os.sched_getaffinity(0))
+    p.add_argument("--threads", type=int, default=cores, help="of each contender; default: one per core")
+    p.add_argument("--data", help="folder of torchvision's CIFAR-10; default: made-up pictures")
+    p.add_argument("--samples", type=int, default=samples, help="made-up pictures")
+    p.add_argument("--out", help="JSON file, written after each network and batch")
+    p.add_argument("--contender", help=argparse.SUPPRESS)
+    p.add_argument("overrides", nargs="*", help="of our command, such as model.ghost=64")
+
+
+def begin(asked) -> dict:
+    """The report, empty; says on what it is measured. SIGTERM ends contenders and removes folders."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    report = {"machine": machine(), "asked": vars(asked), "results": []}
+    print(" ".join(f"{k}={v}" for k, v in report["machine"].items()), f"threads={asked.threads}", flush=True)
+    return report
+
+
+def keep(report: dict, path: str | None) -> None:
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main() -> None:
     names = (*CEILINGS, *PEERS, *OURS)
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -232,17 +258,12 @@ def main() -> None:
     p.add_argument("--batches", default="128,1024")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seconds", type=float, default=2.0, help="about so long is a turn")
-    p.add_argument("--threads", type=int, help="of each contender; default: one per core")
     default = [n for n in names if n not in BROKEN]
     p.add_argument("--only", default=",".join(default), help="names as above, and: " + ", ".join(CEILINGS))
-    p.add_argument("--data", help="folder of torchvision's CIFAR-10; default: made-up pictures")
-    p.add_argument("--samples", type=int, default=50_000, help="made-up pictures")
     p.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
     p.add_argument("--lock", help="file that is locked (flock) while turns are taken, on a shared machine")
-    p.add_argument("--out", help="JSON file, written after each network and batch")
     p.add_argument("--expect", help="JSON file of ratios; warns where one has dropped by half")
-    p.add_argument("--contender", help=argparse.SUPPRESS)
-    p.add_argument("overrides", nargs="*", help="of our command, such as hardware.prefer=fastest")
+    common(p, samples=50_000)
     asked = p.parse_args()
     if asked.contender:
         return contend(json.loads(asked.contender))
@@ -253,20 +274,13 @@ def main() -> None:
         p.error(f"--rounds is 2 or more, for quartiles; got {asked.rounds}")
     import torch
 
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that contenders are ended and folders removed
-    asked.threads = asked.threads or len(os.sched_getaffinity(0))
     device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    report = {"machine": machine(), "asked": vars(asked), "results": []}
-    print(" ".join(f"{k}={v}" for k, v in report["machine"].items()), f"threads={asked.threads}", flush=True)
+    report = begin(asked)
     for model in asked.models.split(","):
         for batch in map(int, asked.batches.split(",")):
             report["results"].append(measure(asked, model, batch, device))
             show(report["results"][-1])
-            if asked.out:
-                Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
-                Path(asked.out).write_text(json.dumps(report, indent=1) + "\n")
+            keep(report, asked.out)
     if asked.expect:
         compare(report["results"], asked.expect)
     sys.exit(any(found["failed"] for found in report["results"]))

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import resource
-import signal
 import statistics
 import subprocess
 import sys
@@ -44,11 +43,11 @@ REST, PYTHON = "other operations", "Python outside operations"
 class Recorded:
     """A library of C functions; the profiler sees their calls."""
 
-    def __init__(self, library):
-        self.library = library
+    def __init__(self, loaded):
+        self.loaded = loaded
 
     def __getattr__(self, name: str):
-        return Call(name, getattr(self.library, name))
+        return Call(name, getattr(self.loaded, name))
 
 
 class Call:
@@ -234,18 +233,13 @@ def main() -> None:
     p.add_argument("--warm", type=float, default=8, help="seconds of training before")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=20, help="of each half of a round")
-    p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
-    p.add_argument("--data", help="folder of torchvision's CIFAR-10; default: made-up pictures")
-    p.add_argument("--samples", type=int, default=10_000, help="made-up pictures")
-    p.add_argument("--out", help="JSON file")
-    p.add_argument("--contender", help=argparse.SUPPRESS)
-    p.add_argument("overrides", nargs="*", help="of our command, such as model.ghost=64")
+    train_loop.common(p, samples=10_000)
     asked = p.parse_args()
     if asked.contender:
         return contend(json.loads(asked.contender))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results, code = {"machine": train_loop.machine(), "asked": vars(asked)}, 0
-    print(" ".join(f"{k}={v}" for k, v in results["machine"].items()), f"threads={asked.threads}", flush=True)
+    if min(asked.rounds, asked.steps) < 1:
+        p.error(f"--rounds and --steps are 1 or more; got {asked.rounds} and {asked.steps}")
+    report, code = train_loop.begin(asked), 0
     for model in asked.models.split(","):
         with tempfile.TemporaryDirectory(prefix="adabatch-bench-") as folder:
             spec = dict(
@@ -260,12 +254,10 @@ def main() -> None:
             print(f"{model} failed:\n{ended.stderr[-2000:]}", file=sys.stderr)
             code = 1
             continue
-        results[model] = json.loads(told[-1].removeprefix("found "))
-        show(model, asked.batch, results[model])
-    if asked.out:
-        from adabatch.files import write_json
-
-        write_json(asked.out, results)
+        rounds = json.loads(told[-1].removeprefix("found "))
+        report["results"].append({"model": model, "batch": asked.batch, "rounds": rounds})
+        show(model, asked.batch, rounds)
+        train_loop.keep(report, asked.out)
     sys.exit(code)
 
 
