@@ -1,6 +1,8 @@
 """Convolutions with fewer multiplications against torch's own in float64, and what they save."""
 
+import ctypes
 import itertools
+import math
 import shutil
 import types
 
@@ -87,14 +89,18 @@ def test_the_kernel_in_c_has_the_bits_of_torchs_operations(c, threads):
 
 @pytest.mark.parametrize("trouble", ["none", "wrong"])
 def test_without_a_right_kernel_torch_does_it(trouble, monkeypatch, caplog):
-    """No compiler, or a function that does nothing: told once, and the same bits."""
+    """No compiler, or a function that does nothing, which must not find an earlier check's answer where it
+    should have written: told once, and the same bits."""
     given = tensors(4, 5, torch.float32)
-    before = results(bilinear.Bilinear.apply, *given)
+    before, found = results(bilinear.Bilinear.apply, *given), []
+
+    def nothing(_, out, *__):
+        found.append(ctypes.c_float.from_address(out.value).value)
 
     def kernels():
         if trouble == "none":
             raise native.Unavailable("no cc")
-        return types.SimpleNamespace(mixed=lambda *_: None)
+        return types.SimpleNamespace(mixed=nothing)
 
     monkeypatch.setattr(native, "kernels", kernels)
     bilinear.compiled.cache_clear()
@@ -104,6 +110,7 @@ def test_without_a_right_kernel_torch_does_it(trouble, monkeypatch, caplog):
     finally:
         bilinear.compiled.cache_clear()
     assert all(map(torch.equal, before, after))
+    assert len(found) == (trouble == "wrong") and all(map(math.isnan, found))
     assert len(caplog.messages) == 1 and ("no cc" if trouble == "none" else "wrong") in caplog.messages[0]
 
 
