@@ -196,18 +196,17 @@ def test_slurm_is_asked_until_it_answers(step, tmp_path, monkeypatch):
     assert step == ["10_2"] and "SLURM does not say" in status(folder)["error"]
 
 
-@pytest.mark.parametrize("ending, seconds", [(True, 60.0), (None, 1.2), (False, 0.3)])
-def test_who_waits_to_be_killed_waits_as_long_as_slurm_means_to(step, tmp_path, monkeypatch, ending, seconds):
+@pytest.mark.parametrize("ending, unknown", [(True, 60.0), (None, 1.0), (False, 60.0)])
+def test_who_waits_to_be_killed_waits_as_long_as_slurm_means_to(step, tmp_path, monkeypatch, ending, unknown):
     """A site's time to save may be any; where SLURM has nothing of the kind in mind, a while is enough."""
     asked = []
     monkeypatch.setattr(slurm, "ending", lambda job: asked.append(job) or (ending and len(asked) < 9))
     monkeypatch.setattr(requeue, "PATIENCE", 0.3)
-    monkeypatch.setattr(requeue, "UNKNOWN", 1.0)
+    monkeypatch.setattr(requeue, "UNKNOWN", unknown)
     began = time.monotonic()
     assert requeue.leave(told("SIGTERM"), ALONE, submitted(tmp_path / "r")) == 130
     took = time.monotonic() - began
-    assert set(asked) == {"10_2"} and (took > 2.4 if ending else took < seconds + 1)
-    assert ending is not None or took > 0.9
+    assert set(asked) == {"10_2"} and {True: 2.4, None: 0.9, False: 0.2}[ending] < took < 30
 
 
 def test_a_job_without_slurms_commands_is_told_what_that_means(step, tmp_path, monkeypatch):
@@ -230,7 +229,7 @@ def test_ctrl_c_and_processes_with_a_parent_of_ours_just_end(step, tmp_path, sto
 
 def test_outside_a_job_sigterm_just_ends(tmp_path):
     began = time.monotonic()
-    assert requeue.leave(told("SIGTERM"), ALONE, tmp_path) == 130 and time.monotonic() - began < 1
+    assert requeue.leave(told("SIGTERM"), ALONE, tmp_path) == 130 and time.monotonic() - began < 60
     state, code, _ = outcome.outcome(Interrupted("SIGTERM"), tmp_path, "adabatch")
     assert (state, code) == ("interrupted", 130)
 
