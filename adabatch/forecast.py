@@ -8,6 +8,7 @@ repeated, and how the machine's speed moved meanwhile.
 import math
 import random
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from adabatch import profiles
@@ -53,20 +54,21 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What a closed loop measures of gradients, and how often: samples between two times, 0 = every step."""
+    """What a closed loop measures of gradients, and at how many of so many steps of a batch size from a
+    position on: times(start, batch_size, steps)."""
 
     needs: frozenset = frozenset()
-    every: int = 0
+    times: Callable[[int, int, int], int] = lambda start, batch, steps: steps
 
     def of(self, stretch: Stretch) -> Stretch:
         """With the number of its steps that measure."""
-        often = stretch.steps * stretch.batch_size // self.every if self.every else stretch.steps
-        return replace(stretch, measured=min(stretch.steps, often) if self.needs else 0)
+        often = self.times(stretch.start, stretch.batch_size, stretch.steps) if self.needs else 0
+        return replace(stretch, measured=often)
 
 
 def measuring_of(schedule) -> Measuring:
     loop = getattr(schedule, "measuring", None)
-    return Measuring(frozenset(schedule.needs) - {"validation", "loss"}, loop.every) if loop else Measuring()
+    return Measuring(frozenset(schedule.needs) - {"validation", "loss"}, loop.times) if loop else Measuring()
 
 
 def forecast(

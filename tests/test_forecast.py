@@ -25,6 +25,7 @@ from adabatch.forecast import (
 from adabatch.pace import Curve, Pace, fixed_part, line
 from adabatch.phases import phases
 from adabatch.schedules import Constant, Schedule, Steps
+from adabatch.schedules.measuring import Measuring as Loop
 
 A, B, C = 2e-3, 1e-5, 5e-3
 
@@ -167,7 +168,8 @@ def test_steps_that_measure_take_longer():
     pace = Pace(profile(followed(straight, C, measuring=more, sustained_ratio=2.0)))
     run, usual = [Stretch(0, 32, 50)], forecast(pace, [Stretch(0, 32, 50)]).seconds
     for every, steps in ((0, 50), (100, 16), (8, 50)):
-        found = forecast(pace, run, measuring=Measuring(frozenset({"trace"}), every))
+        loop = Loop(every, 8, 1000.0, False)
+        found = forecast(pace, run, measuring=Measuring(frozenset({"trace"}), loop.times))
         assert found.causes["measuring"] == pytest.approx(steps * 0.5 * 2.0)
         assert found.seconds == pytest.approx(usual + steps * 1.0)
         assert found.phases == pytest.approx([usual + steps * 1.0])

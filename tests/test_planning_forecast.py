@@ -127,12 +127,16 @@ def test_what_measuring_costs_is_in_it_where_it_was_timed(capsys, tmp_path):
     }
     source = written(tmp_path / "profile.json", given)
     lines = ("schedule=noise_scale", "schedule.base_batch=16", "schedule.max_batch=16", *ADA[2:])
-    always = planned(capsys, *lines, "--profile", source)["forecast"]
+    always = planned(capsys, *lines, "schedule.measure_every=0", "--profile", source)["forecast"]
     seldom = planned(capsys, *lines, "schedule.measure_every=160", "--profile", source)["forecast"]
     usual = 14_370 / 16 * step(16)  # the cap is the first batch: nothing is left to be decided
     assert always["measuring_known"] and always["causes"]["measuring"] == pytest.approx(899 * 5e-3)
     assert always["seconds"] == pytest.approx(usual + 899 * 5e-3, rel=1e-3)
     assert seldom["seconds"] == pytest.approx(usual + 89 * 5e-3, rel=1e-3)
+    # By default every step of the first 64, 32 for each doubling after that, every tenth from the 512th on
+    # (up to one for each stretch of equal distances is counted the other way).
+    default = planned(capsys, *lines, "--profile", source)["forecast"]["causes"]["measuring"]
+    assert default / 5e-3 == pytest.approx(64 + 3 * 32 + (899 - 512) / 10, abs=3)
 
 
 def test_a_run_cuts_its_batches_as_it_would(capsys, source):

@@ -6,6 +6,7 @@ import textwrap
 
 from adabatch import labels
 from adabatch.planning.job import Plan
+from adabatch.schedules.measuring import Measuring
 
 WIDTH = 100
 ROWS = 24  # phases that are listed one by one; of more, the first and last ROWS / 2
@@ -105,6 +106,8 @@ def closed(plan: Plan, width: int) -> list[str]:
     """The parts of a closed loop: what is certain, what is measured, and the two ends of its range."""
     c, s, first = plan.closed, plan.schedule, plan.found[0]
     every = f"every {c['measure_every']:,} samples" if c["measure_every"] else "at every step"
+    if c["measure_every"] is None:
+        every = f"at every step, later at every {Measuring.SELDOM}th"
     every = "at every evaluation" if set(c["needs"]) == {"validation"} else every
     low, high = c["smallest_batch"], c["largest_batch"]
     if s.growth.closed:

@@ -109,9 +109,10 @@ def never(schedule) -> list[str]:
             f"schedule.dwell={dwell:,} is as long as the run of {schedule.budget:,} samples: the batch "
             "changes once at the most"
         )
-    if loop is not None and loop.every >= schedule.budget and schedule.needs - {"validation"}:
+    every = (loop.every or 0) if loop else 0
+    if every >= schedule.budget and schedule.needs - {"validation"}:
         told.append(
-            f"schedule.measure_every={loop.every:,} is as long as the run of {schedule.budget:,} samples: "
+            f"schedule.measure_every={every:,} is as long as the run of {schedule.budget:,} samples: "
             "nothing is measured in time to be used"
         )
     return told

@@ -14,12 +14,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from adabatch.cutting import groups_in
 from adabatch.errors import UserError
 from adabatch.noise import Average, Noise
 from adabatch.schedules.core import Schedule, refuse_sizes
 from adabatch.schedules.factors import Factor
 from adabatch.schedules.foreign import answer
+from adabatch.schedules.measuring import Measuring
 from adabatch.schedules.setting import Frame, Observation
 
 # What a rule may ask for, and what it costs on a measuring step.
@@ -174,76 +174,6 @@ class Controller(Factor):
         self.rule.load_state_dict(state["rule"])
 
 
-class Measuring:
-    """When the noise is measured, over which groups, and its averages.
-
-    every: samples between measurements (a step measures if it holds a multiple of it; 0 = every step).
-    group: samples in a group, None = half of base_batch in whole ghost groups. horizon: of the averages, in
-    samples. differenced: where a batch is a single group, use two successive batches (biased).
-    preconditioned: norms in Adam's metric.
-    """
-
-    def __init__(
-        self, every: int, group: int | None, horizon: float, differenced: bool, preconditioned: bool = False
-    ):
-        whole = group is None or (type(group) is int and group > 0)
-        if not every >= 0 or not whole:
-            raise UserError(
-                "schedule.measure_every is 0 or more and schedule.noise_group a whole number of samples, got "
-                f"{every} and {group}"
-            )
-        self.every, self.group = every, group
-        self.differenced, self.preconditioned = differenced, preconditioned
-        self.average, self.last, self.measured_at = Average(horizon), None, None
-
-    def due(self, start: int, batch: int) -> bool:
-        """Whether the batch holds a multiple of `every`; where a batch is a single group also the next one,
-        as two are compared."""
-        if not self.every:
-            return True
-        alone = self.differenced and self.group is not None and groups_in(batch, self.group) == 1
-        begin = max(0, start - batch) if alone else start
-        return (start + batch) // self.every > begin // self.every
-
-    def add(self, seen: Observation) -> Average:
-        self.last = seen.noise
-        if seen.noise is not None:
-            end = seen.position + seen.setting.batch_size
-            before = seen.position if self.measured_at is None else self.measured_at
-            self.average.add(seen.noise, end - before)
-            self.measured_at = end
-        return self.average
-
-    def figures(self, samples: int) -> dict:
-        """Of the last observation: the measurement, the averages, and their ratio where it is resolved."""
-        noise, average = self.last, self.average
-        if noise is None:
-            return {}
-        found = dict(
-            trace=noise.trace,
-            sq_norm=noise.sq_norm,
-            sq_norm_full=noise.full(samples),
-            trace_average=average.trace,
-            sq_norm_average=average.sq_norm,
-            noise_scale=average.scale,
-        )
-        if noise.biased:
-            found["biased"] = True
-        for name in ("per_sample", "diversity"):
-            if getattr(noise, name) is not None:
-                found[name] = getattr(noise, name)
-        if noise.parts:
-            found["noise_parts"] = [list(part) for part in noise.parts]
-        return found
-
-    def state_dict(self) -> dict:
-        return {"average": self.average.state_dict(), "measured_at": self.measured_at}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.average.load_state_dict(state["average"])
-        self.measured_at = state["measured_at"]
-
-
 def closed_loop(
     *,
     samples: int,
@@ -253,7 +183,7 @@ def closed_loop(
     dwell: int = 0,
     hysteresis: float = 0.0,
     shrink: bool = False,
-    measure_every: int = 0,
+    measure_every: int | None = 0,
     noise_group: int | None = None,
     noise_horizon: float | None = None,
     differenced: bool = True,
@@ -265,7 +195,7 @@ def closed_loop(
     refuse_sizes({"base_batch": base_batch}, {})
     if isinstance(growth, Rule):
         growth = Controller(growth, dwell, hysteresis, shrink)
-    if "epoch_sum" in getattr(growth, "needs", ()) and (measure_every or preconditioned):
+    if "epoch_sum" in getattr(growth, "needs", ()) and (measure_every != 0 or preconditioned):
         raise UserError(
             "a rule that sums up an epoch sees every step and plain gradients: schedule.measure_every=0 and "
             f"preconditioned=false, got {measure_every} and {preconditioned}"
