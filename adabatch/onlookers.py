@@ -37,7 +37,10 @@ def shadows(tree: dict, choices: dict, options: list, schema) -> dict:
             found[name] = copy.deepcopy(tree["schedule"])
             continue
         node = copy.deepcopy(schema(choices | {"schedule": name})["schedule"])
-        node |= {key: tree["schedule"][key] for key in SHARED if key in node and key in tree["schedule"]}
+        shared = [key for key in SHARED if key in node and key in tree["schedule"]]
+        if (node.get("growth") or {}).get("exact"):
+            shared.remove("measure_every")  # a sum over an epoch takes every step, whoever drives
+        node |= {key: tree["schedule"][key] for key in shared}
         node = _resolved(node, tree)
         changes = {("schedule", *path) for path in _paths(keys or {})}
         merged = {"schedule": OmegaConf.to_container(OmegaConf.merge(node, keys or {}))}

@@ -111,7 +111,7 @@ def test_a_rule_that_measures_nothing_is_still_a_closed_loop():
         ("schedule.growth=null", "schedule.growth is a node with keys"),
         ("schedule.hysteresis=nan", "0 or more, got 0 and nan"),
         ("schedule.base_batch=-1", "base_batch is positive, got -1"),
-        ("schedule.noise_group=8.5", "a whole number of samples, got None and 8.5"),
+        ("schedule.noise_group=8.5", "a whole number of samples, got 'auto' and 8.5"),
         ("schedule.noise_exponent=-2", "noise_exponent is positive"),
         ("shadow={cabs:5}", "shadow.cabs is a node"),
         ("schedule.noise_group=48", "not a multiple of the ghost group of 32 samples: take 32"),

@@ -182,7 +182,7 @@ def follows_its_rule(folder, ratio, cap=1437):
     batch = 32
     for row in train[:-1]:
         assert row["batch_size"] == batch
-        if row["noise_scale"] is not None and row["noise_scale"] >= ratio * batch:
+        if (row.get("noise_scale") or 0) >= ratio * batch:
             batch = min(2 * batch, cap)
     assert train[-2]["batch_size"] > 32
 

@@ -105,9 +105,9 @@ def sums(plan: Plan, width: int) -> str:
 def closed(plan: Plan, width: int) -> list[str]:
     """The parts of a closed loop: what is certain, what is measured, and the two ends of its range."""
     c, s, first = plan.closed, plan.schedule, plan.found[0]
-    every = f"every {c['measure_every']:,} samples" if c["measure_every"] else "at every step"
-    if c["measure_every"] is None:
-        every = f"at every step, later at every {Measuring.SELDOM}th"
+    every = f"every {n:,} samples" if (n := c["measure_every"]) and n != "auto" else "at every step"
+    if c["measure_every"] == "auto":
+        every = f"at every step at first, later at every {Measuring.SELDOM}th or more often"
     every = "at every evaluation" if set(c["needs"]) == {"validation"} else every
     low, high = c["smallest_batch"], c["largest_batch"]
     if s.growth.closed:

@@ -109,7 +109,7 @@ def never(schedule) -> list[str]:
             f"schedule.dwell={dwell:,} is as long as the run of {schedule.budget:,} samples: the batch "
             "changes once at the most"
         )
-    every = (loop.every or 0) if loop else 0
+    every = loop.every if loop and loop.every != "auto" else 0
     if every >= schedule.budget and schedule.needs - {"validation"}:
         told.append(
             f"schedule.measure_every={every:,} is as long as the run of {schedule.budget:,} samples: "

@@ -183,7 +183,7 @@ def closed_loop(
     dwell: int = 0,
     hysteresis: float = 0.0,
     shrink: bool = False,
-    measure_every: int | None = 0,
+    measure_every: int | str = 0,
     noise_group: int | None = None,
     noise_horizon: float | None = None,
     differenced: bool = True,

@@ -62,7 +62,7 @@ class Schedule:
     takes `stretch` times as long (Hoffer et al. 2017, arXiv 1705.08741); auto = base_batch / lr_batch,
     rounded up. twin: lr = the fixed base_batch with the learning rate lowered where the schedule would grow;
     batch = the reverse; both at equal noise lr / batch^p. compat="nvlabs": the tail of each epoch is dropped
-    and warm-up is per epoch. measuring: what a closed loop needs (`closed.py`).
+    and warm-up is per epoch. measuring: what a closed loop needs (`measuring.py`).
     """
 
     def __init__(

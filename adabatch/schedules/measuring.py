@@ -11,45 +11,47 @@ from adabatch.schedules.setting import Observation
 class Measuring:
     """When the noise is measured, over which groups, and its averages.
 
-    every: samples between measurements (a step measures if it holds a multiple of it; 0 = every step, None =
-    `period`). group: samples in a group, None = half of base_batch in whole ghost groups. horizon: of the
+    every: samples between measurements: a step measures if it holds a multiple of it; 0 = every step, "auto"
+    = `period`. group: samples in a group, None = half of base_batch in whole ghost groups. horizon: of the
     averages, in samples. differenced: where a batch is a single group, use two successive batches (biased).
     preconditioned: norms in Adam's metric.
     """
 
-    # A step in groups of 32 takes up to 1.2 times as long (docs/performance.md): every tenth costs 2 %. At
-    # first, and where an average would hold fewer than eight of them, measurements are worth more than that:
-    # nothing is decided before |G|^2 stands out of its error.
-    SELDOM, LEAST, DENSE = 10, 8, 32
+    # A step in groups of 32 takes up to 1.2 times as long (docs/performance.md), so that every tenth costs
+    # 2 %. Nothing is decided before |G|^2 stands out of its error: at first, and where an average would hold
+    # fewer than eight of them, measurements are worth more than that.
+    SELDOM, LEAST, DENSE = 16, 8, 32
 
     def __init__(
         self,
-        every: int | None,
+        every: int | str,
         group: int | None,
         horizon: float,
         differenced: bool,
         preconditioned: bool = False,
     ):
+        number = type(every) in (int, float) and every >= 0
         whole = group is None or (type(group) is int and group > 0)
-        if not (every is None or every >= 0) or not whole:
+        if not (every == "auto" or number) or not whole:
             raise UserError(
-                "schedule.measure_every is null, or 0 or more, and schedule.noise_group a whole number of "
-                f"samples, got {every} and {group}"
+                "schedule.measure_every is auto, or 0 or more, and schedule.noise_group a whole number of "
+                f"samples, got {every!r} and {group!r}"
             )
-        self.every, self.group = every, group
+        self.every, self.group, self.horizon = every, group, horizon
         self.differenced, self.preconditioned = differenced, preconditioned
         self.average, self.last, self.measured_at = Average(horizon), None, None
 
     def period(self, start: int, batch: int) -> float:
         """Samples between two measurements around position `start`, in batches of this size; 0: every step.
 
-        `every`, or `SELDOM` batches; but no more than the largest power of two in start / `DENSE` (every step
-        of the first 32, every tenth from the 512th on at the latest) and than horizon / `LEAST`.
+        "auto" is the largest power of two in `SELDOM` batches, start / `DENSE` and horizon / `LEAST`: every
+        step of the first 64, every 8th to 16th from the 1,024th on. Powers of two, because a multiple of one
+        is a multiple of all smaller ones: distances that change as the batch does lose no measurement.
         """
-        if self.every is not None:
+        if self.every != "auto":
             return self.every
-        early = 2 ** (max(start, self.DENSE) // self.DENSE).bit_length() // 2
-        return min(self.SELDOM * batch, early, self.average.horizon / self.LEAST)
+        most = int(min(self.SELDOM * batch, start / self.DENSE, self.horizon / self.LEAST))
+        return 1 << max(1, most).bit_length() - 1
 
     def due(self, start: int, batch: int) -> bool:
         """Whether the batch holds a multiple of `period`; where a batch is a single group also the next one,
@@ -67,7 +69,7 @@ class Measuring:
         found, position, end = 0.0, start, start + steps * batch
         while position < end:
             every = self.period(position, batch)
-            stop = min(end, self.DENSE * 2 ** (max(position, self.DENSE) // self.DENSE).bit_length())
+            stop = min(end, 1 << position.bit_length()) if self.every == "auto" else end
             found += (stop - position) / max(every, batch)
             position = stop
         return min(steps, math.floor(found + 1e-9))
