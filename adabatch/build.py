@@ -183,7 +183,12 @@ def shadowing(config: dict, driver, step: Step, samples: int) -> Shadows:
         alike = theirs.preconditioned == driver.measuring.preconditioned
         return alike and theirs.differenced == ours.differenced and meter(schedule).size == ours.size
 
-    return Shadows(plan.shadows(config, samples), step, meter, shared)
+    looking = plan.shadows(config, samples)
+    for schedule in looking.values():
+        if step.meter and schedule.measuring:
+            # As often as the driver, or passes of their own lie between; their averages keep their horizon.
+            schedule.measuring.horizon = driver.measuring.horizon
+    return Shadows(looking, step, meter, shared)
 
 
 def compiled(model, hardware):

@@ -6,6 +6,7 @@ from test_train import kill_at_step
 
 from adabatch import runs
 from adabatch.errors import UserError
+from adabatch.step import Step
 
 BASE = (*SMALL, "schedule.base_batch=16", "model.ghost=8", "epochs=4", "checkpoint.every_seconds=0")
 MANY = (
@@ -91,3 +92,27 @@ def test_a_wrong_shadow_is_refused(asked, words):
 def test_shadows_do_not_change_the_identity():
     a, b = resolved(*BASE), resolved(*BASE, MANY)
     assert runs.identity(a) == runs.identity(b)
+
+
+def test_a_shadow_with_a_shorter_average_measures_when_the_driver_does(tmp_path, monkeypatch):
+    """cabs averages over 640 samples, an eighth of which is 80; the driver measures every 128 from
+    position 4,096 on. Each step that the shadow hears of is one that the driver measured, without passes of
+    its own."""
+    passes = []
+    probe = Step.probe
+    monkeypatch.setattr(Step, "probe", lambda self, *given: (passes.append(given), probe(self, *given))[1])
+    own = (*SMALL, "schedule.base_batch=16", "schedule.noise_group=8", "model.ghost=8", "epochs=25")
+    run(
+        tmp_path / "run",
+        *own,
+        "evaluate.every=25",
+        "schedule=noise_scale",
+        "schedule.max_batch=16",
+        "shadow=[cabs]",
+    )
+    rows = trained(tmp_path / "run")
+    assert rows[-1]["position"] > 5_500 and not passes
+    heard = [row["position"] for row in rows if "shadow.cabs.wish" in row]
+    assert heard == [row["position"] for row in rows if "trace" in row]
+    late = {b - a for a, b in zip(heard, heard[1:]) if a > 4_300}
+    assert late == {128}
