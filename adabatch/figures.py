@@ -78,7 +78,9 @@ def warn_of_idle_ranks(run, batch: int) -> None:
 def summary(run, errors: dict) -> dict:
     """The fields of summary.json. errors: the final error of each evaluated split."""
     run.trackers.sync()
-    seconds, node = run.ledger.training(), run.config
+    # The sums belong together: phases end here, and nothing slow lies between the readings of the clock.
+    weights, node = checkpoint.sha256(run.model), run.config
+    seconds, spent, wall = run.book(), run.ledger.read(), run.ledger.wall()
     (peak,) = run.parts.hardware.ranks.spread([run.parts.hardware.peak_memory()])[1]
     return dict(
         **{group: node["options"][group] for group in ("model", "dataset", "schedule")},
@@ -95,11 +97,11 @@ def summary(run, errors: dict) -> dict:
         final_train_loss=run.last_epoch[0] / run.last_epoch[1],
         train_seconds=seconds,
         device_seconds=run.device_seconds,
-        wall_seconds=run.ledger.wall(),
+        wall_seconds=wall,
         images_per_second=run.trained / seconds,
-        weights_sha256=checkpoint.sha256(run.model),
+        weights_sha256=weights,
         peak_memory_bytes=peak,  # of the rank that took most
         phases=run.phases,
-        ledger=run.ledger.read(),
+        ledger=spent,
         **({"forecast": found} if (found := audit.finished(run)) else {}),
     )

@@ -98,12 +98,13 @@ def follow(config: dict, folder: Path, place, stop: Stop, leg=None) -> tuple[int
     try:
         meeting = meet(place, config, stop)
         meeting.on_lost = lambda error: _ended(error, stop, place, folder)
+        # Beside rank 0, which does so before its word: when rank 0 fails, little time is left to hear of it.
+        train = importlib.import_module("adabatch.train").train
         if (word := meeting.hear()) != "go":
             meeting.leave()
             stop.told = stop.reason
             return {"done": 0}.get(word, 130 if stop.reason else 2), None
         alike.compare(meeting.store, config, f"rank {place.rank}")
-        train = importlib.import_module("adabatch.train").train
         train(config, folder, lambda: stop.reason, meeting=meeting, **({"leg": leg} if leg else {}))
         meeting.leave()
         return 0, None

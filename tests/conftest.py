@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import slurm
+from hypothesis import settings
 
 
 def _know_the_environment() -> str:
@@ -43,6 +44,9 @@ def _know_the_environment() -> str:
 
 
 SCRATCH = _know_the_environment()
+# The same examples every time, and no limit of time: a busy machine holds any of them up.
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
 UNEXCUSED = pytest.StashKey[list[str]]()
 EXCUSED = pytest.StashKey[list[str]]()
 

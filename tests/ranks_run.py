@@ -1,6 +1,7 @@
 """Processes that are the ranks of a small run, for tests: forked from one that has imported torch already."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,9 +17,14 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "adabatch.ranks", "ranks_run"])
 
 
+# Below the numbers that the system gives to whoever asks for any: rank 0 takes its port seconds later.
+_PORTS = itertools.count(20_000 + 700 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Rank:

@@ -227,16 +227,16 @@ def alone(*arguments, code="", cwd=None):
     (["epochs=0"], 2), (["dataset=mnist", "dataset.root=none"], 2)],
 )  # fmt: skip
 def test_answers_that_need_no_training_come_at_once(tmp_path, arguments, code):
-    """1 s on a quiet machine (docs/log.md); 3 s of CPU time here tells a heavy import on a busy one too. The
-    better of two."""
+    """1 s on a quiet machine (docs/log.md). What tells is that nothing heavy was imported; the time is held
+    to what a slow machine keeps, the better of two."""
     tries = []
     for _ in range(2):
         found, shown, seconds = alone(*arguments, cwd=tmp_path)
         assert found == code, shown
         tries.append(seconds)
-        if seconds < 3:
+        if seconds < 15:
             break
-    assert min(tries) < 3
+    assert min(tries) < 15
 
 
 def test_importing_the_package_is_light():

@@ -71,6 +71,14 @@ def leaving(meeting, delays) -> list:
     return [meeting.lost]
 
 
+def staying(meeting, over: str) -> list:
+    """The same, until there is a file `over`."""
+    print("working", flush=True)
+    while not os.path.exists(over):
+        time.sleep(0.05)
+    return [meeting.lost]
+
+
 def explained(meeting) -> list:
     """For an error that a lost rank can cause it takes ten seconds to hear of all."""
     found = []
@@ -204,14 +212,12 @@ def test_rank_0_gone_before_its_word(tmp_path):
 
 
 def test_a_rank_that_comes_late(tmp_path):
-    port = free_port()
-    ranks = [
-        Rank(tmp_path, hello, rank, 3, port, delay=delay, constants={"NEWS": 1.0})
-        for rank, delay in enumerate([1.5, 3, 0])
-    ]
-    assert values(ranks) == [["go", 6.0]] * 3
-    assert "rank 0 waits for rank 1, " in ranks[0].end()["text"]
-    assert "rank 2 waits for rank 0's store at" in ranks[2].end()["text"]
+    port, said = free_port(), {"constants": {"NEWS": 1.0}}
+    last = Rank(tmp_path, hello, 2, 3, port, **said)
+    last.wait_for("rank 2 waits for rank 0's store at")
+    first = Rank(tmp_path, hello, 0, 3, port, **said)
+    first.wait_for("rank 0 waits for rank")  # 1, or 1 and 2
+    assert values([first, Rank(tmp_path, hello, 1, 3, port), last]) == [["go", 6.0]] * 3
 
 
 def test_a_rank_that_never_comes(tmp_path):
@@ -247,11 +253,13 @@ def test_a_port_in_use(tmp_path):
 
 
 def test_a_second_process_of_one_rank(tmp_path):
-    port = free_port()
-    ranks = [Rank(tmp_path, leaving, rank, 2, port, ([3, 3],)) for rank in (0, 1)]
-    time.sleep(1.5)
-    second = Rank(tmp_path, leaving, 1, 2, port, ([0, 0],))
+    port, over = free_port(), tmp_path / "over"
+    ranks = [Rank(tmp_path, staying, rank, 2, port, (str(over),)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.wait_for("working")
+    second = Rank(tmp_path, staying, 1, 2, port, (str(over),))
     found = second.end(20)
+    over.touch()
     assert found["kind"] == "UserError" and "two processes are rank 1 of one run" in found["error"]
     for rank in (ranks[1], second):
         assert f"process {rank.process.pid} on" in found["error"]

@@ -265,6 +265,8 @@ def test_a_closed_loop_says_what_is_known_in_advance(capsys):
     text = shown(capsys, "schedule=noise_scale", *more)
     for said in ("32 to 400", "899 if the batch stays 32", "72 if it jumps", "every 1,437", "dwell 500"):
         assert said in text
+    assert "at every step at first, later at every 16th" in shown(capsys, "schedule=noise_scale")
+    assert "at every step, memory" in shown(capsys, "schedule=noise_scale", "schedule.measure_every=0")
 
 
 # ------------------------------------------------ warnings: each where it holds, and just beside

@@ -319,7 +319,8 @@ def test_rows_and_summary(uninterrupted):
     assert summary["samples"] == 1200 and summary["steps"] == len(train)
     assert [p["batch_size"] for p in summary["phases"]] == [16, 32, 64]
     assert sum(p["steps"] for p in summary["phases"]) == len(train)
-    assert sum(p["seconds"] for p in summary["phases"]) == pytest.approx(train[-1]["seconds"])
+    phases = sum(p["seconds"] for p in summary["phases"])
+    assert train[-1]["seconds"] <= phases == pytest.approx(summary["train_seconds"])
     assert summary["final_test_error"] == evaluations[-1]["eval_error"]
     assert summary["best_test_error"] <= summary["final_test_error"]
     assert rows[-1]["event"] == "end"
@@ -352,18 +353,18 @@ def test_ledger_adds_up_to_the_wall_and_redone_is_booked(tmp_path):
     causes = summary["ledger"]
     assert all(causes[cause] > 0 for cause in ("compute", "data", "evaluation", "checkpoint", "other"))
     assert causes["redone"] >= lost * 0.999 > 0
-    assert sum(causes.values()) == pytest.approx(summary["wall_seconds"], rel=0.01)
+    assert sum(causes.values()) == pytest.approx(summary["wall_seconds"], rel=0.01, abs=0.1)
     assert summary["train_seconds"] < summary["wall_seconds"]
-    assert summary["device_seconds"] == pytest.approx(summary["train_seconds"], rel=0.01)  # of one process
+    assert summary["device_seconds"] == pytest.approx(summary["train_seconds"])  # of one process
 
 
 def test_timing_tells_forward_and_backward_apart_and_changes_nothing_else(tmp_path, uninterrupted):
     summary = run(tmp_path / "run", *FULL, "timing=phases")
     causes = summary["ledger"]
     assert causes["forward"] > 0 and causes["backward"] > 0
-    assert sum(causes.values()) == pytest.approx(summary["wall_seconds"], rel=0.01)
+    assert sum(causes.values()) == pytest.approx(summary["wall_seconds"], rel=0.01, abs=0.1)
     counted = ("compute", "forward", "backward", "data", "exposed_communication", "measuring", "resize")
-    assert summary["train_seconds"] == pytest.approx(sum(causes[c] for c in counted), rel=0.01)
+    assert summary["train_seconds"] == pytest.approx(sum(causes[c] for c in counted), rel=0.01, abs=0.1)
     without = runs.read_json(uninterrupted / "summary.json")
     assert summary["weights_sha256"] == without["weights_sha256"]
     assert not {"forward", "backward"} & set(without["ledger"])

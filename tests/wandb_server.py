@@ -195,8 +195,6 @@ class Server:
 class _Http(ThreadingHTTPServer):
     """Keeps its connections, so that stopping it ends those too: a client's open ones would be served on."""
 
-    daemon_threads = True
-
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.connections = set()
