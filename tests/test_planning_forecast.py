@@ -133,10 +133,10 @@ def test_what_measuring_costs_is_in_it_where_it_was_timed(capsys, tmp_path):
     assert always["measuring_known"] and always["causes"]["measuring"] == pytest.approx(899 * 5e-3)
     assert always["seconds"] == pytest.approx(usual + 899 * 5e-3, rel=1e-3)
     assert seldom["seconds"] == pytest.approx(usual + 89 * 5e-3, rel=1e-3)
-    # By default every step of the first 64, 32 for each doubling after that, every tenth from the 512th on
+    # By default every step of the first 64, 32 for each doubling after that, every 16th from the 512th on
     # (up to one for each stretch of equal distances is counted the other way).
     default = planned(capsys, *lines, "--profile", source)["forecast"]["causes"]["measuring"]
-    assert default / 5e-3 == pytest.approx(64 + 3 * 32 + (899 - 512) / 10, abs=3)
+    assert default / 5e-3 == pytest.approx(64 + 3 * 32 + (899 - 512) / 16, abs=3)
 
 
 def test_a_run_cuts_its_batches_as_it_would(capsys, source):
