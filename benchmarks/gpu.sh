@@ -9,7 +9,8 @@
 # compiling takes most). The exit code is 0 when all pieces are done, 3 when some are left, 1 when one failed.
 # Nothing is downloaded or installed: PYTHON (default: .venv's, else python3; 3.11 to 3.13) has torch >= 2.11,
 # torchvision, hydra-core and PyYAML; adabatch itself is read from this checkout.
-# CIFAR10=FOLDER (no spaces): torchvision's root of it instead of made-up pictures.
+# CIFAR10=FOLDER (no spaces): torchvision's root of it instead of made-up pictures. AIRBENCH=FILE besides: that
+# airbench94_muon.py against experiment=cifar10_faster.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 minutes=${1:?usage: sh benchmarks/gpu.sh MINUTES [FOLDER]}
@@ -67,13 +68,13 @@ if [ -n "$dry" ]; then
   small=convnet threads=hardware.threads=1
   device=cpu models=alexnet batches=32 curve=32,64 seconds=0.1 rounds=2 pairs=2
   sizes="--samples 256 --threads 1" few="--samples 256 --rounds 2 --batches 64" contenders="reference,hand,bf16,matmul-fp32"
-  folders="--pictures 32 --images 64 --batches 16 --paces 0 --change" short="dataset=digits epochs=1"
+  runs=1 folders="--pictures 32 --images 64 --batches 16 --paces 0 --change" short="dataset=digits epochs=1"
 else
   small= threads=
   device=cuda models="resnet vgg alexnet resnet9" batches="128 256 512 1024 2048" seconds=2 rounds=7 pairs=7
   curve=16,32,64,128,256,512,1024,2048,4096,8192 sizes= few="--rounds 7"
-  contenders="matmul-fp32,matmul-bf16,reference,hand,hand-ghost,fp32,bf16,fp32+compile,bf16+compile"
-  folders= short="model=resnet dataset=synthetic epochs=2 hardware.deterministic=true"
+  contenders="matmul-fp32,matmul-bf16,reference,hand,hand-ghost,fp32,tf32,bf16,fp32+compile,bf16+compile"
+  runs=5 folders= short="model=resnet dataset=synthetic epochs=2 hardware.deterministic=true"
 fi
 loop="benchmarks/train_loop.py --device $device --seconds $seconds --rounds $rounds --out OUT $sizes $data"
 
@@ -92,6 +93,9 @@ piece data-path benchmarks/data_path.py $few --out OUT
 piece imagenet benchmarks/imagenet.py --rounds "$rounds" $folders --out OUT
 piece startup benchmarks/startup.py --rounds "$rounds" --what digits synthetic --out OUT "hardware.device=$device" $threads
 piece seeds benchmarks/seeds.py --seeds 3 --rounds 2 --out OUT $short "hardware.device=$device" $threads
+if [ -n "${AIRBENCH:-}" ] && [ -n "${CIFAR10:-}" ]; then
+  piece airbench benchmarks/airbench.py "$AIRBENCH" "$CIFAR10" --runs "$runs" --out OUT ${dry:+--dry}
+fi
 piece distributed benchmarks/kept.py OUT benchmarks/distributed.py --rounds "$rounds" --steps 3 --batches 128 \
   hardware.device=cpu "model=${small:-resnet}"
 echo "done: $(find "$folder" -name '*.json' | wc -l), left: $left, failed: $failed, in $folder"
