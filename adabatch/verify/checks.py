@@ -257,7 +257,7 @@ class Verification:
         found = comparing.of_data(a, b) or comparing.of_step(ours, a, b, bound)
         note = f"{self.no_float64}: compared by a gradient" if self.no_float64 else None
         if not note and bound > PROMISES["gradient"].bound:
-            note = f"promised: {self.precision}'s own error on this network, against float64"
+            note = f"promised: twice {self.precision}'s own error on this network, against float64"
         reason = note if far <= bound else self.reason(found, tensor, theirs)
         return Check(name, far, bound, far <= bound, reason, position)
 
