@@ -6,7 +6,8 @@ SOURCE.py is of github.com/KellerJordan/cifar10-airbench (commit f1c599c), which
 CIFAR10 is torchvision's root of the data. Each in a process of its own, one after the other: its compiled
 network is used again by its runs, as its author has it, after a warm-up that is not counted. Ours are seeds
 0, 1, ... of one multirun, in bf16 and compiled; further overrides can be given. Seconds are those of training
-alone, in both; accuracies are of six views on the test set.
+without evaluations, theirs with the measuring of its whitening layer, which is set-up in ours; accuracies are
+of six views on the test set.
 
 --dry runs both on a CPU, on few pictures and in float32, to see that all of it runs; its figures say nothing.
 """

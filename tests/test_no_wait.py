@@ -14,12 +14,8 @@ from adabatch.record import Record
 # The host needs the value of a result, or its shape. (A mask as an index is turned into numbers by nonzero.)
 VALUES = {"_local_scalar_dense", "is_nonzero", "equal", "allclose", "item"}
 SHAPES = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
-METHODS = {
-    "tolist",
-    "numpy",
-    "__array__",
-    "cpu",
-}  # no operation tells of these on a CPU; indices and keys are there
+# No operation tells of these on a CPU. Indices and keys, integers, are on the host anyway.
+METHODS = {"tolist", "numpy", "__array__", "cpu"}
 
 
 class Dispatched(TorchDispatchMode):
