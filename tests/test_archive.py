@@ -48,6 +48,7 @@ def compared(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_unpacked_elsewhere_nothing_is_trained_again_and_the_verdict_is_the_same(compared, tmp_path):
     done = pack(tmp_path / "runs.tar.xz", compared)
     assert done.returncode == 0 and done.stdout.startswith("4 runs, "), done
@@ -66,6 +67,7 @@ def test_unpacked_elsewhere_nothing_is_trained_again_and_the_verdict_is_the_same
         assert str(ROOT) not in text and str(compared.parents[1]) not in text
 
 
+@pytest.mark.slow
 def test_a_path_of_the_machine_is_refused(compared, tmp_path):
     environment = next(compared.glob("*/environment.json"))
     before = environment.read_text()

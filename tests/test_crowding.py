@@ -61,6 +61,7 @@ def test_waiting_is_added_up_over_threads_and_one_that_ended_is_none(tmp_path):
     assert crowding.growth(after, after) == 0
 
 
+@pytest.mark.slow
 def test_two_that_compute_on_one_core_wait_for_each_other():
     program = f"""if True:
         import os, sys, time
@@ -141,6 +142,7 @@ SPIN = """if True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(environment.cores() < 2, reason="needs two cores: on one libgomp never spins")
 def test_beside_sleepers_nobody_spins():
     """Processor time, not the clock: what an idle thread burns is what is switched off."""

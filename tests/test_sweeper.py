@@ -97,6 +97,7 @@ def folders(parent="sweep") -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_verdict_and_more_seeds_later(place, capfd):
     assert compared(place) == 0
     first, said = began(), capfd.readouterr().out

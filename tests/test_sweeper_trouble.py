@@ -189,6 +189,7 @@ def test_a_search_with_a_failed_run_chooses_nothing(place, capfd):  # noqa: F811
     assert Path("sweep/tuning.yaml").exists() and {seed for _, seed in began()} == {0, 1, 1000}
 
 
+@pytest.mark.slow
 def test_slurm_is_asked_once_for_all_runs(place, monkeypatch):  # noqa: F811
     assert compared(place) == 0
     left = {}
